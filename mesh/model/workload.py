@@ -117,7 +117,7 @@ class Workload:
     healthy: bool = True
     capacity: int = 1
     """Weight in load balancing; 0 takes no traffic."""
-    locality: Locality = Locality()
+    locality: Locality = field(default_factory=Locality)
     services: Mapping[NamespacedHostname, PortMap] = field(default_factory=dict)
     authorization_policies: tuple[str, ...] = ()
     """Names (`namespace/name`) of the selector-scoped policies that apply to it."""
