@@ -1,0 +1,180 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RouteTable(_message.Message):
+    __slots__ = ("namespace", "hostname", "port", "rules")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    hostname: str
+    port: int
+    rules: _containers.RepeatedCompositeFieldContainer[RouteRule]
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., rules: _Optional[_Iterable[_Union[RouteRule, _Mapping]]] = ...) -> None: ...
+
+class RouteRule(_message.Message):
+    __slots__ = ("source", "matches", "backends", "redirect", "rewrite", "request_headers", "response_headers", "request_timeout_ms", "try_timeout_ms", "retry")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    REDIRECT_FIELD_NUMBER: _ClassVar[int]
+    REWRITE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_HEADERS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_HEADERS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    TRY_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    matches: _containers.RepeatedCompositeFieldContainer[RequestMatch]
+    backends: _containers.RepeatedCompositeFieldContainer[Backend]
+    redirect: Redirect
+    rewrite: Rewrite
+    request_headers: HeaderOperations
+    response_headers: HeaderOperations
+    request_timeout_ms: int
+    try_timeout_ms: int
+    retry: Retry
+    def __init__(self, source: _Optional[str] = ..., matches: _Optional[_Iterable[_Union[RequestMatch, _Mapping]]] = ..., backends: _Optional[_Iterable[_Union[Backend, _Mapping]]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., rewrite: _Optional[_Union[Rewrite, _Mapping]] = ..., request_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., response_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., request_timeout_ms: _Optional[int] = ..., try_timeout_ms: _Optional[int] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ...) -> None: ...
+
+class RequestMatch(_message.Message):
+    __slots__ = ("path", "method", "authority", "headers", "query")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    path: PathMatch
+    method: ValueMatch
+    authority: ValueMatch
+    headers: _containers.RepeatedCompositeFieldContainer[ValueMatch]
+    query: _containers.RepeatedCompositeFieldContainer[ValueMatch]
+    def __init__(self, path: _Optional[_Union[PathMatch, _Mapping]] = ..., method: _Optional[_Union[ValueMatch, _Mapping]] = ..., authority: _Optional[_Union[ValueMatch, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ..., query: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ...) -> None: ...
+
+class PathMatch(_message.Message):
+    __slots__ = ("kind", "value", "ignore_case")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        EXACT: _ClassVar[PathMatch.Kind]
+        PREFIX: _ClassVar[PathMatch.Kind]
+        SEGMENT_PREFIX: _ClassVar[PathMatch.Kind]
+        REGEX: _ClassVar[PathMatch.Kind]
+    EXACT: PathMatch.Kind
+    PREFIX: PathMatch.Kind
+    SEGMENT_PREFIX: PathMatch.Kind
+    REGEX: PathMatch.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_CASE_FIELD_NUMBER: _ClassVar[int]
+    kind: PathMatch.Kind
+    value: str
+    ignore_case: bool
+    def __init__(self, kind: _Optional[_Union[PathMatch.Kind, str]] = ..., value: _Optional[str] = ..., ignore_case: _Optional[bool] = ...) -> None: ...
+
+class ValueMatch(_message.Message):
+    __slots__ = ("name", "kind", "value", "invert")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        EXACT: _ClassVar[ValueMatch.Kind]
+        PREFIX: _ClassVar[ValueMatch.Kind]
+        REGEX: _ClassVar[ValueMatch.Kind]
+        PRESENT: _ClassVar[ValueMatch.Kind]
+    EXACT: ValueMatch.Kind
+    PREFIX: ValueMatch.Kind
+    REGEX: ValueMatch.Kind
+    PRESENT: ValueMatch.Kind
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    INVERT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: ValueMatch.Kind
+    value: str
+    invert: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ValueMatch.Kind, str]] = ..., value: _Optional[str] = ..., invert: _Optional[bool] = ...) -> None: ...
+
+class Header(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class HeaderOperations(_message.Message):
+    __slots__ = ("set", "add", "remove")
+    SET_FIELD_NUMBER: _ClassVar[int]
+    ADD_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    set: _containers.RepeatedCompositeFieldContainer[Header]
+    add: _containers.RepeatedCompositeFieldContainer[Header]
+    remove: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, set: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., add: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., remove: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PathRewrite(_message.Message):
+    __slots__ = ("full", "prefix")
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    full: str
+    prefix: str
+    def __init__(self, full: _Optional[str] = ..., prefix: _Optional[str] = ...) -> None: ...
+
+class Redirect(_message.Message):
+    __slots__ = ("scheme", "hostname", "port", "path", "status")
+    SCHEME_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    scheme: str
+    hostname: str
+    port: int
+    path: PathRewrite
+    status: int
+    def __init__(self, scheme: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., path: _Optional[_Union[PathRewrite, _Mapping]] = ..., status: _Optional[int] = ...) -> None: ...
+
+class Rewrite(_message.Message):
+    __slots__ = ("path", "hostname")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    path: PathRewrite
+    hostname: str
+    def __init__(self, path: _Optional[_Union[PathRewrite, _Mapping]] = ..., hostname: _Optional[str] = ...) -> None: ...
+
+class Backend(_message.Message):
+    __slots__ = ("namespace", "hostname", "port", "weight", "request_headers", "response_headers", "problem")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_HEADERS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_HEADERS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    hostname: str
+    port: int
+    weight: int
+    request_headers: HeaderOperations
+    response_headers: HeaderOperations
+    problem: str
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., weight: _Optional[int] = ..., request_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., response_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class Retry(_message.Message):
+    __slots__ = ("attempts", "status_codes", "on_connect_failure", "on_reset", "backoff_ms")
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_CODES_FIELD_NUMBER: _ClassVar[int]
+    ON_CONNECT_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ON_RESET_FIELD_NUMBER: _ClassVar[int]
+    BACKOFF_MS_FIELD_NUMBER: _ClassVar[int]
+    attempts: int
+    status_codes: _containers.RepeatedScalarFieldContainer[int]
+    on_connect_failure: bool
+    on_reset: bool
+    backoff_ms: int
+    def __init__(self, attempts: _Optional[int] = ..., status_codes: _Optional[_Iterable[int]] = ..., on_connect_failure: _Optional[bool] = ..., on_reset: _Optional[bool] = ..., backoff_ms: _Optional[int] = ...) -> None: ...

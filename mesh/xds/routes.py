@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Route tables between model and wire; resource name `namespace/hostname:port`.
+
+Ours alone: Istio sends routes as Envoy's configuration, which names listeners and
+clusters that our proxies do not have.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError as ProtobufError
+
+from mesh.model.route import (
+    Backend,
+    HeaderOperations,
+    PathKind,
+    PathMatch,
+    PathRewrite,
+    Redirect,
+    RequestMatch,
+    Retry,
+    Rewrite,
+    RouteRule,
+    RouteTable,
+    ValueKind,
+    ValueMatch,
+)
+from mesh.model.workload import NamespacedHostname
+from mesh.proto import routes_pb2 as pb
+
+ROUTE_TABLE_TYPE = "type.googleapis.com/ambit.mesh.v1.RouteTable"
+
+
+def route_table_name(table: RouteTable) -> str:
+    """Return the table's resource name."""
+    return f"{table.service}:{table.port}"
+
+
+def encode_route_table(table: RouteTable) -> bytes:
+    """Encode deterministically, so that equal tables have equal bytes and versions."""
+    message = pb.RouteTable(
+        namespace=table.service.namespace,
+        hostname=table.service.hostname,
+        port=table.port,
+        rules=[_encode_rule(rule) for rule in table.rules],
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_route_table(value: bytes) -> RouteTable:
+    """Decode one table.
+
+    Raises:
+        ValueError: the bytes are no table or hold a kind that we do not know; whoever
+            sent it is at fault, and the table in force stays.
+    """
+    message = pb.RouteTable()
+    try:
+        message.ParseFromString(value)
+    except ProtobufError as error:
+        raise ValueError(f"not a route table: {error}") from error
+    if not message.namespace or not message.hostname:
+        raise ValueError("a route table names its service")
+    return RouteTable(
+        service=NamespacedHostname(namespace=message.namespace, hostname=message.hostname),
+        port=message.port,
+        rules=tuple(_decode_rule(rule) for rule in message.rules),
+    )
+
+
+def _encode_rule(rule: RouteRule) -> pb.RouteRule:
+    message = pb.RouteRule(
+        source=rule.source,
+        matches=[_encode_match(match) for match in rule.matches],
+        backends=[_encode_backend(backend) for backend in rule.backends],
+        request_headers=_encode_operations(rule.request_headers),
+        response_headers=_encode_operations(rule.response_headers),
+        request_timeout_ms=_milliseconds(rule.request_timeout_s),
+        try_timeout_ms=_milliseconds(rule.try_timeout_s),
+    )
+    if (redirect := rule.redirect) is not None:
+        message.redirect.CopyFrom(
+            pb.Redirect(
+                scheme=redirect.scheme,
+                hostname=redirect.hostname,
+                port=redirect.port,
+                path=_encode_path_rewrite(redirect.path),
+                status=redirect.status,
+            )
+        )
+    if (rewrite := rule.rewrite) is not None:
+        message.rewrite.CopyFrom(
+            pb.Rewrite(path=_encode_path_rewrite(rewrite.path), hostname=rewrite.hostname)
+        )
+    if (retry := rule.retry) is not None:
+        message.retry.CopyFrom(
+            pb.Retry(
+                attempts=retry.attempts,
+                status_codes=retry.status_codes,
+                on_connect_failure=retry.on_connect_failure,
+                on_reset=retry.on_reset,
+                backoff_ms=round(retry.backoff_s * 1000),
+            )
+        )
+    return message
+
+
+def _decode_rule(message: pb.RouteRule) -> RouteRule:
+    redirect = rewrite = retry = None
+    if message.HasField("redirect"):
+        wire = message.redirect
+        redirect = Redirect(
+            scheme=wire.scheme if wire.HasField("scheme") else None,
+            hostname=wire.hostname if wire.HasField("hostname") else None,
+            port=wire.port if wire.HasField("port") else None,
+            path=_decode_path_rewrite(wire.path) if wire.HasField("path") else None,
+            status=wire.status,
+        )
+    if message.HasField("rewrite"):
+        rewrite = Rewrite(
+            path=_decode_path_rewrite(message.rewrite.path) if message.rewrite.HasField("path") else None,
+            hostname=message.rewrite.hostname if message.rewrite.HasField("hostname") else None,
+        )
+    if message.HasField("retry"):
+        retry = Retry(
+            attempts=message.retry.attempts,
+            status_codes=tuple(message.retry.status_codes),
+            on_connect_failure=message.retry.on_connect_failure,
+            on_reset=message.retry.on_reset,
+            backoff_s=message.retry.backoff_ms / 1000,
+        )
+    return RouteRule(
+        source=message.source,
+        matches=tuple(_decode_match(match) for match in message.matches),
+        backends=tuple(_decode_backend(backend) for backend in message.backends),
+        redirect=redirect,
+        rewrite=rewrite,
+        request_headers=_decode_operations(message.request_headers),
+        response_headers=_decode_operations(message.response_headers),
+        request_timeout_s=message.request_timeout_ms / 1000 or None,
+        try_timeout_s=message.try_timeout_ms / 1000 or None,
+        retry=retry,
+    )
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return 0 if seconds is None else max(1, round(seconds * 1000))
+
+
+def _encode_match(match: RequestMatch) -> pb.RequestMatch:
+    return pb.RequestMatch(
+        path=None
+        if match.path is None
+        else pb.PathMatch(
+            kind=match.path.kind.name, value=match.path.value, ignore_case=match.path.ignore_case
+        ),
+        method=None if match.method is None else _encode_value(match.method),
+        authority=None if match.authority is None else _encode_value(match.authority),
+        headers=[_encode_value(header) for header in match.headers],
+        query=[_encode_value(parameter) for parameter in match.query],
+    )
+
+
+def _decode_match(message: pb.RequestMatch) -> RequestMatch:
+    path = None
+    if message.HasField("path"):
+        path = PathMatch(
+            kind=PathKind[pb.PathMatch.Kind.Name(message.path.kind)],
+            value=message.path.value,
+            ignore_case=message.path.ignore_case,
+        )
+    return RequestMatch(
+        path=path,
+        method=_decode_value(message.method) if message.HasField("method") else None,
+        authority=_decode_value(message.authority) if message.HasField("authority") else None,
+        headers=tuple(_decode_value(header) for header in message.headers),
+        query=tuple(_decode_value(parameter) for parameter in message.query),
+    )
+
+
+def _encode_value(match: ValueMatch) -> pb.ValueMatch:
+    return pb.ValueMatch(name=match.name, kind=match.kind.name, value=match.value, invert=match.invert)
+
+
+def _decode_value(message: pb.ValueMatch) -> ValueMatch:
+    return ValueMatch(
+        name=message.name,
+        kind=ValueKind[pb.ValueMatch.Kind.Name(message.kind)],
+        value=message.value,
+        invert=message.invert,
+    )
+
+
+def _encode_backend(backend: Backend) -> pb.Backend:
+    service = backend.service
+    return pb.Backend(
+        namespace=service.namespace if service else "",
+        hostname=service.hostname if service else "",
+        port=backend.port,
+        weight=backend.weight,
+        request_headers=_encode_operations(backend.request_headers),
+        response_headers=_encode_operations(backend.response_headers),
+        problem=backend.problem,
+    )
+
+
+def _decode_backend(message: pb.Backend) -> Backend:
+    service = None
+    if message.hostname:
+        service = NamespacedHostname(namespace=message.namespace, hostname=message.hostname)
+    return Backend(
+        service=service,
+        port=message.port,
+        weight=message.weight,
+        request_headers=_decode_operations(message.request_headers),
+        response_headers=_decode_operations(message.response_headers),
+        problem=message.problem,
+    )
+
+
+def _encode_operations(operations: HeaderOperations) -> pb.HeaderOperations | None:
+    if not operations:
+        return None
+    return pb.HeaderOperations(
+        set=[pb.Header(name=name, value=value) for name, value in operations.set],
+        add=[pb.Header(name=name, value=value) for name, value in operations.add],
+        remove=operations.remove,
+    )
+
+
+def _decode_operations(message: pb.HeaderOperations) -> HeaderOperations:
+    return HeaderOperations(
+        set=tuple((header.name, header.value) for header in message.set),
+        add=tuple((header.name, header.value) for header in message.add),
+        remove=tuple(message.remove),
+    )
+
+
+def _encode_path_rewrite(rewrite: PathRewrite | None) -> pb.PathRewrite | None:
+    if rewrite is None:
+        return None
+    return pb.PathRewrite(full=rewrite.full, prefix=rewrite.prefix)
+
+
+def _decode_path_rewrite(message: pb.PathRewrite) -> PathRewrite:
+    kind = message.WhichOneof("kind")
+    return PathRewrite(
+        full=message.full if kind == "full" else None, prefix=message.prefix if kind == "prefix" else None
+    )
