@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, types and label sets of every metric that a ztunnel exposes, and how labels are filled.
+
+The TCP metrics are Istio's, label for label and in its order, so that its dashboards
+and Kiali read them unchanged. Values live in `series`, the exposition in `exposition`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesh.model.service import Service
+from mesh.model.workload import Workload
+
+UNKNOWN = "unknown"
+Labels = tuple[str, ...]
+
+
+class MetricType(enum.Enum):
+    """How values of a metric add up."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family; a counter's name is without `_total`."""
+
+    name: str
+    kind: MetricType
+    help: str
+    labels: Labels
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram, ascending, without +Inf."""
+
+    @property
+    def width(self) -> int:
+        """How many numbers one series holds: 1, or of a histogram the buckets, +Inf and the sum."""
+        return len(self.buckets) + 2 if self.kind is MetricType.HISTOGRAM else 1
+
+    def observe(self, value: float) -> tuple[float, ...]:
+        """Return what one observation adds to a histogram's series."""
+        cells = [0.0] * self.width
+        for index, bound in enumerate(self.buckets):
+            if value <= bound:
+                cells[index] = 1.0
+                break
+        else:
+            cells[len(self.buckets)] = 1.0
+        cells[-1] = value
+        return tuple(cells)
+
+
+_PEER = (
+    "workload",
+    "canonical_service",
+    "canonical_revision",
+    "workload_namespace",
+    "principal",
+    "app",
+    "version",
+    "cluster",
+)
+TCP_LABELS: Labels = (
+    "reporter",
+    *(f"source_{name}" for name in _PEER),
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    *(f"destination_{name}" for name in _PEER),
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+    "source_region",
+    "source_zone",
+    "destination_region",
+    "destination_zone",
+)
+"""Source: Istio's standard metrics as its ztunnel emits them."""
+_DNS_LABELS: Labels = (
+    "request_query_type",
+    "request_protocol",
+    "source_canonical_service",
+    "source_canonical_revision",
+)
+
+
+def _counter(name: str, text: str, labels: Labels) -> Metric:
+    return Metric(name, MetricType.COUNTER, text, labels)
+
+
+CONNECTIONS_OPENED = _counter("istio_tcp_connections_opened", "TCP connections opened", TCP_LABELS)
+CONNECTIONS_CLOSED = _counter("istio_tcp_connections_closed", "TCP connections closed", TCP_LABELS)
+CONNECTIONS_FAILED = _counter("istio_tcp_connections_failed", "TCP connections that failed, by reason", TCP_LABELS)
+RECEIVED_BYTES = _counter("istio_tcp_received_bytes", "Bytes from client to server", TCP_LABELS)
+SENT_BYTES = _counter("istio_tcp_sent_bytes", "Bytes from server to client", TCP_LABELS)
+SOCKETS_OPEN = Metric("istio_tcp_sockets_open", MetricType.GAUGE, "TCP connections open now", ("reporter",))
+REASONS = _counter("ambit_connections_ended", "Connections ended, by reporter and reason", ("reporter", "reason"))
+DNS_REQUESTS = _counter("istio_dns_requests", "DNS queries answered for pods", _DNS_LABELS)
+DNS_UPSTREAM_REQUESTS = _counter("istio_dns_upstream_requests", "DNS queries forwarded", _DNS_LABELS)
+DNS_UPSTREAM_FAILURES = _counter("istio_dns_upstream_failures", "DNS queries that no resolver answered", _DNS_LABELS)
+DNS_UPSTREAM_SECONDS = Metric(
+    "istio_dns_upstream_request_duration_seconds",
+    MetricType.HISTOGRAM,
+    "Time until a forwarded DNS query was answered",
+    _DNS_LABELS,
+    (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0),
+)
+ON_DEMAND_DNS = _counter(
+    "istio_on_demand_dns",
+    "Names resolved when dialled",
+    (*(f"source_{name}" for name in _PEER), "hostname"),
+)
+XDS_MESSAGES = _counter("istio_xds_message", "xDS responses received", ("url",))
+XDS_MESSAGE_BYTES = _counter("istio_xds_message_bytes", "Bytes of resources in xDS responses", ("url",))
+XDS_TERMINATIONS = _counter("istio_xds_connection_terminations", "xDS streams that ended", ("reason",))
+ACTIVE_PROXIES = Metric("workload_manager_active_proxy_count", MetricType.GAUGE, "Pods whose listeners are open", ())
+PENDING_PROXIES = Metric("workload_manager_pending_proxy_count", MetricType.GAUGE, "Pods being started", ())
+PROXIES_STARTED = _counter("workload_manager_proxies_started", "Pods started", ())
+PROXIES_STOPPED = _counter("workload_manager_proxies_stopped", "Pods stopped", ())
+WORKERS_STARTED = _counter("ambit_workers_started", "Worker processes started, replacements included", ())
+LOG_LINES_DROPPED = _counter("ambit_log_lines_dropped", "Log lines dropped because the supervisor was behind", ())
+SERIES_DROPPED = _counter("ambit_metric_series_overflow", "Label sets folded into the overflow series", ("metric",))
+BUILD = Metric("istio_build", MetricType.GAUGE, "Component and version", ("component", "tag"))
+
+METRICS: tuple[Metric, ...] = (
+    CONNECTIONS_OPENED,
+    CONNECTIONS_CLOSED,
+    CONNECTIONS_FAILED,
+    RECEIVED_BYTES,
+    SENT_BYTES,
+    SOCKETS_OPEN,
+    REASONS,
+    DNS_REQUESTS,
+    DNS_UPSTREAM_REQUESTS,
+    DNS_UPSTREAM_FAILURES,
+    DNS_UPSTREAM_SECONDS,
+    ON_DEMAND_DNS,
+    XDS_MESSAGES,
+    XDS_MESSAGE_BYTES,
+    XDS_TERMINATIONS,
+    ACTIVE_PROXIES,
+    PENDING_PROXIES,
+    PROXIES_STARTED,
+    PROXIES_STOPPED,
+    WORKERS_STARTED,
+    LOG_LINES_DROPPED,
+    SERIES_DROPPED,
+    BUILD,
+)
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def peer_labels(workload: Workload | None, principal: str) -> Labels:
+    """Fill the eight labels of one peer; what is not known is `unknown`."""
+    if workload is None:
+        return (UNKNOWN,) * 4 + (principal or UNKNOWN,) + (UNKNOWN,) * 3
+    service, revision = workload.canonical_name or UNKNOWN, workload.canonical_revision or UNKNOWN
+    return (
+        workload.workload_name or UNKNOWN,
+        service,
+        revision,
+        workload.namespace or UNKNOWN,
+        principal or UNKNOWN,
+        service,
+        revision,
+        workload.cluster_id or UNKNOWN,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpFlow:
+    """Who talks to whom, as one reporter sees it."""
+
+    reporter: str
+    """`source` or `destination`."""
+    source: Workload | None = None
+    source_principal: str = ""
+    destination: Workload | None = None
+    destination_principal: str = ""
+    service: Service | None = None
+    mutual_tls: bool = False
+
+    def labels(self, response_flags: str = "-") -> Labels:
+        """Fill `TCP_LABELS`."""
+        service = self.service
+        named = (service.hostname, service.namespace, service.name) if service is not None else ("", "", "")
+        return (
+            self.reporter,
+            *peer_labels(self.source, self.source_principal),
+            *(name or UNKNOWN for name in named),
+            *peer_labels(self.destination, self.destination_principal),
+            "tcp",
+            response_flags,
+            "mutual_tls" if self.mutual_tls else UNKNOWN,
+            *_place(self.source),
+            *_place(self.destination),
+        )
+
+
+def _place(workload: Workload | None) -> Sequence[str]:
+    if workload is None:
+        return (UNKNOWN, UNKNOWN)
+    return (workload.locality.region or UNKNOWN, workload.locality.zone or UNKNOWN)

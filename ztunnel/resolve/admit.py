@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an inbound CONNECT may reach: the decision table of ztunnel's HBONE side.
+
+Pure. The authority is judged against the pod that was dialled; policy is judged
+afterwards, by `mesh.authz.evaluate`, on the destination that this answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mesh.model.address import IPAddress, format_host_port, parse_ip
+from mesh.model.service import Service
+from mesh.model.workload import NamespacedHostname, NetworkAddress, Workload
+from mesh.telemetry.reasons import Reason
+from ztunnel.resolve.balance import target_port
+from ztunnel.resolve.decide import ZTUNNEL_PORTS
+from ztunnel.state.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """The application socket that the tunnel is for."""
+
+    address: IPAddress
+    port: int
+    service: Service | None = None
+    proxy_protocol: bool = False
+    """Send a PROXY v2 header with the source and the asked-for destination first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The answer to the CONNECT: status, code and words."""
+
+    status: int
+    reason: Reason
+    detail: str
+
+
+def parse_authority(authority: str) -> tuple[IPAddress | str, int] | None:
+    """Parse `ip:port`, `[ipv6]:port` or `host:port`; None if it is none of these.
+
+    Source: RFC 9110 section 9.3.6 (CONNECT), RFC 3986 section 3.2.
+    """
+    host, colon, digits = authority.rpartition(":")
+    # isdigit alone would take other scripts' digits, which int() accepts too.
+    if not colon or not host or not (digits.isascii() and digits.isdigit()) or len(digits) > 5:
+        return None
+    port = int(digits)
+    if not 0 < port < 65536:
+        return None
+    if host.startswith("["):
+        if not host.endswith("]") or ":" not in host:
+            return None
+        host = host[1:-1]
+        try:
+            return parse_ip(host), port
+        except ValueError:
+            return None
+    if ":" in host:
+        return None
+    try:
+        return parse_ip(host), port
+    except ValueError:
+        pass
+    name = host.lower().removesuffix(".")
+    if not name or len(name) > 253 or not all(c.isalnum() or c in "-_." for c in name) or not name.isascii():
+        return None
+    return name, port
+
+
+def admit(
+    store: Store, local: Workload, dialled: IPAddress, authority: str, client_namespace: str
+) -> Admitted | Refused:
+    """Judge the authority of a CONNECT that reached `local` on `dialled`:15008."""
+    parsed = parse_authority(authority)
+    if parsed is None:
+        return Refused(status=400, reason=Reason.BAD_AUTHORITY, detail=f"authority {authority!r} is no host and port")
+    host, port = parsed
+    if local.application_tunnel is not None:
+        tunnel = local.application_tunnel
+        return _guard(
+            local,
+            Admitted(address=dialled, port=tunnel.port or port, proxy_protocol=tunnel.protocol.value == "proxy"),
+        )
+    if isinstance(host, str):
+        return _by_hostname(store, local, dialled, host, port, client_namespace)
+    if host != dialled:
+        return _by_waypoint(store, local, host, port, dialled)
+    return _guard(local, Admitted(address=host, port=port))
+
+
+def _by_waypoint(store: Store, local: Workload, host: IPAddress, port: int, dialled: IPAddress) -> Admitted | Refused:
+    """Let another address through only if its service or workload names this workload as its waypoint."""
+    service = store.find_service(host, local.namespace)
+    gateway = service.waypoint if service is not None else None
+    if gateway is None and (other := store.find_workload(host)) is not None:
+        gateway = other.waypoint
+    named = gateway is not None and (
+        gateway.destination in local.services
+        if isinstance(gateway.destination, NamespacedHostname)
+        else gateway.destination == NetworkAddress(network=local.network, address=dialled)
+    )
+    if named:
+        return _guard(local, Admitted(address=host, port=port, service=service))
+    return Refused(
+        status=400,
+        reason=Reason.BAD_AUTHORITY,
+        detail=f"authority {format_host_port(host, port)} is not the dialled address {dialled} "
+        "and names no service of which this workload is the waypoint",
+    )
+
+
+def _by_hostname(
+    store: Store, local: Workload, dialled: IPAddress, host: str, port: int, client_namespace: str
+) -> Admitted | Refused:
+    service = store.find_hostname(host, client_namespace)
+    if service is None:
+        return Refused(status=503, reason=Reason.UNKNOWN_DESTINATION, detail=f"no service has the hostname {host}")
+    for endpoint in store.endpoints(service.key):
+        if endpoint.workload.uid == local.uid:
+            target = target_port(service, endpoint, port)
+            if target is None:
+                break
+            return _guard(local, Admitted(address=dialled, port=target, service=service))
+    else:
+        return Refused(
+            status=503, reason=Reason.UNKNOWN_DESTINATION, detail=f"{local.uid} is no endpoint of {service.key}"
+        )
+    return Refused(
+        status=503, reason=Reason.UNKNOWN_DESTINATION, detail=f"service {service.key} has no port {port} on {local.uid}"
+    )
+
+
+def _guard(local: Workload, admitted: Admitted) -> Admitted | Refused:
+    if admitted.port in ZTUNNEL_PORTS:
+        return Refused(
+            status=503,
+            reason=Reason.ILLEGAL_PORT,
+            detail=f"port {admitted.port} of {local.uid} is ztunnel's own and leads back into it",
+        )
+    return admitted
