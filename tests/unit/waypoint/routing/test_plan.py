@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: which rule, backend, rewrite and header list a request gets, and the answers."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from mesh.model.route import (
+    Backend,
+    HeaderOperations,
+    PathKind,
+    PathMatch,
+    PathRewrite,
+    Redirect,
+    RequestMatch,
+    Rewrite,
+    RouteRule,
+    RouteTable,
+)
+from mesh.model.workload import NamespacedHostname
+from waypoint.http.message import BadMessageError, Framing, RequestHead
+from waypoint.routing.match import RouteMatcher
+from waypoint.routing.plan import Answer, Forward, plan_request
+
+PRODUCT = NamespacedHostname(namespace="shop", hostname="product.shop.svc.cluster.local")
+V1 = NamespacedHostname(namespace="shop", hostname="product-v1.shop.svc.cluster.local")
+V2 = NamespacedHostname(namespace="shop", hostname="product-v2.shop.svc.cluster.local")
+
+
+def request(target: str = "/", *headers: tuple[str, str]) -> RequestHead:
+    return RequestHead(
+        method="GET",
+        target=target,
+        authority="product",
+        headers=[("host", "product"), *headers],
+        framing=Framing.NONE,
+    )
+
+
+def rule(**changes: object) -> RouteRule:
+    fields: dict[str, object] = {
+        "source": "HTTPRoute/shop/r#0",
+        "backends": (Backend(service=V1, port=8080),),
+        **changes,
+    }
+    return RouteRule(**fields)  # type: ignore[arg-type]
+
+
+def decide(head: RequestHead, *rules: RouteRule, draw: float = 0.0) -> Forward | Answer:
+    matcher = RouteMatcher(RouteTable(service=PRODUCT, port=80, rules=rules)) if rules else None
+    return plan_request(head, service=PRODUCT, port=80, matcher=matcher, random=lambda: draw)
+
+
+def forward(plan: Forward | Answer) -> Forward:
+    assert isinstance(plan, Forward)
+    return plan
+
+
+def refused(plan: Forward | Answer) -> Answer:
+    assert isinstance(plan, Answer)
+    return plan
+
+
+def test_without_rules_the_service_itself_gets_the_request() -> None:
+    plan = forward(decide(request("/a/./b?x=1")))
+    assert (plan.service, plan.port, plan.head.target) == (PRODUCT, 80, "/a/b?x=1")
+    assert plan.head.headers == []
+
+
+def test_no_rule_is_404_and_says_whose() -> None:
+    match = RequestMatch(path=PathMatch(kind=PathKind.EXACT, value="/only"))
+    plan = refused(decide(request("/other"), rule(matches=(match,))))
+    assert (plan.status, plan.flag) == (404, "NR")
+    assert b"product.shop" in plan.body
+
+
+@pytest.mark.parametrize(
+    "backends",
+    [
+        (),
+        (Backend(service=None, problem="service shop/none does not exist"),),
+        (Backend(service=V1, weight=0),),
+    ],
+)
+def test_a_rule_without_a_usable_backend_is_500(backends: tuple[Backend, ...]) -> None:
+    plan = refused(decide(request(), rule(backends=backends)))
+    assert (plan.status, plan.source) == (500, "HTTPRoute/shop/r#0")
+
+
+def test_weights_share_requests_in_proportion() -> None:
+    backends = (
+        Backend(service=V1, port=80, weight=70),
+        Backend(service=V2, port=80, weight=30),
+        Backend(service=PRODUCT, port=80, weight=0),
+    )
+    draws = random.Random(7)
+    counts = Counter(
+        forward(decide(request(), rule(backends=backends), draw=draws.random())).service for _ in range(5000)
+    )
+    assert set(counts) == {V1, V2}
+    assert abs(counts[V1] / 5000 - 0.7) < 0.02
+
+
+def test_rewrites_and_header_operations_reach_the_upstream_only() -> None:
+    head = request("/shop/cart?id=3", ("x-old", "1"))
+    backend = Backend(service=V2, port=9090, request_headers=HeaderOperations(add=(("x-old", "2"),)))
+    plan = forward(
+        decide(
+            head,
+            rule(
+                matches=(RequestMatch(path=PathMatch(kind=PathKind.SEGMENT_PREFIX, value="/shop")),),
+                rewrite=Rewrite(path=PathRewrite(prefix="/"), hostname="v2.example"),
+                backends=(backend,),
+                request_headers=HeaderOperations(set=(("x-new", "n"),)),
+            ),
+        )
+    )
+    assert (plan.head.target, plan.head.authority, plan.port) == ("/cart?id=3", "v2.example", 9090)
+    assert plan.head.headers == [("x-old", "1,2"), ("x-new", "n")]
+    assert head.headers == [("host", "product"), ("x-old", "1")]
+
+
+def test_setting_host_changes_the_authority() -> None:
+    plan = forward(
+        decide(request(), rule(request_headers=HeaderOperations(set=(("host", "other.example"),))))
+    )
+    assert plan.head.authority == "other.example"
+    assert "host" not in dict(plan.head.headers)
+
+
+def test_a_redirect_is_answered_with_its_location() -> None:
+    plan = refused(
+        decide(
+            request("/a?q"),
+            rule(redirect=Redirect(scheme="https", hostname="shop.example", status=301), backends=()),
+        )
+    )
+    assert plan.status == 301
+    assert dict(plan.headers)["location"] == "https://shop.example/a?q"
+    assert plan.flag == "-"
+
+
+def test_a_path_without_a_canonical_form_is_refused() -> None:
+    with pytest.raises(BadMessageError):
+        decide(request("/a\\..\\b"))

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of one request: forwarded to a backend, or answered here.
+
+Pure: a compiled table, a request head and a random draw in, a plan out. Which
+endpoint of the backend takes the request is `waypoint.cluster`'s question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mesh.model.route import Backend, HeaderOperations, Retry, RouteRule
+from mesh.model.workload import NamespacedHostname
+from waypoint.http.message import Headers, RequestHead
+from waypoint.http.path import normalise_path
+from waypoint.routing.match import Chosen, Request, RouteMatcher
+from waypoint.routing.rewrite import change_headers, redirect_location, rewrite_path
+
+Random = Callable[[], float]
+"""Draws from [0, 1)."""
+
+DEFAULT_RETRY = Retry(attempts=2, on_connect_failure=True)
+"""Where no route says otherwise: Istio's default, connection failures only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """The request goes on to an endpoint of `service`."""
+
+    head: RequestHead
+    """As the upstream shall see it; hop-by-hop fields are the codec's."""
+    service: NamespacedHostname
+    port: int
+    source: str
+    """Rule that decided, `kind/namespace/name#index`; empty: none, the service's default."""
+    response_headers: tuple[HeaderOperations, ...] = ()
+    request_timeout_s: float | None = None
+    try_timeout_s: float | None = None
+    retry: Retry = DEFAULT_RETRY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The waypoint answers itself."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    flag: str
+    """Response flag of the access log (Envoy's short names); `-` where nothing is wrong."""
+    detail: str
+    source: str = ""
+
+
+def plan_request(
+    head: RequestHead, *, service: NamespacedHostname, port: int, matcher: RouteMatcher | None, random: Random
+) -> Forward | Answer:
+    """Decide one request to `port` of `service`.
+
+    Raises:
+        BadMessageError: the path has no canonical form (remote fault, 400).
+    """
+    path, _, query = head.target.partition("?")
+    if path != "*":
+        path = normalise_path(path)
+    if matcher is None:
+        return Forward(head=_with_target(head, path, query), service=service, port=port, source="")
+    first: dict[str, str] = {}
+    for name, value in head.headers:
+        first.setdefault(name, value)
+    chosen = matcher.choose(
+        Request(method=head.method, authority=head.authority, path=path, query=query, headers=first)
+    )
+    if chosen is None:
+        return answer(404, flag="NR", detail=f"no rule of {service} matches {head.method} {path}")
+    if chosen.rule.redirect is not None:
+        return _redirect(head, path, query, port, chosen)
+    backend = draw_backend(chosen.rule, random)
+    if backend is None or backend.service is None:
+        why = "the rule has no backend with a weight" if backend is None else backend.problem
+        return answer(500, flag="NC", detail=f"{chosen.rule.source}: {why}", source=chosen.rule.source)
+    return _forward(head, path, query, chosen, backend, backend.service)
+
+
+def answer(
+    status: int, *, flag: str, detail: str, source: str = "", headers: Headers | None = None
+) -> Answer:
+    """Answer with a line of text that says why; `detail` reaches the client."""
+    body = (detail + "\n").encode()
+    return Answer(
+        status=status,
+        headers=[("content-type", "text/plain; charset=utf-8"), *(headers or ())],
+        body=body,
+        flag=flag,
+        detail=detail,
+        source=source,
+    )
+
+
+def draw_backend(rule: RouteRule, random: Random) -> Backend | None:
+    """Draw by weight; None where no backend has one."""
+    backends = rule.backends
+    if len(backends) == 1:
+        return backends[0] if backends[0].weight > 0 else None
+    point = random() * sum(backend.weight for backend in backends)
+    for backend in backends:
+        point -= backend.weight
+        if point < 0:
+            return backend
+    return None
+
+
+def _redirect(head: RequestHead, path: str, query: str, port: int, chosen: Chosen) -> Answer:
+    redirect = chosen.rule.redirect
+    if redirect is None:
+        raise ValueError("the rule has no redirect")
+    host, _, own_port = head.authority.rpartition(":")
+    if not host or not own_port.isdigit():
+        host, own_port = head.authority, str(port)
+    location = redirect_location(
+        scheme="http",
+        host=host,
+        port=int(own_port),
+        path=path,
+        query=query,
+        match=chosen.match,
+        redirect=redirect,
+    )
+    headers = change_headers([("location", location)], chosen.rule.response_headers)
+    return Answer(
+        status=redirect.status,
+        headers=headers,
+        body=b"",
+        flag="-",
+        detail="redirect",
+        source=chosen.rule.source,
+    )
+
+
+def _forward(
+    head: RequestHead, path: str, query: str, chosen: Chosen, backend: Backend, service: NamespacedHostname
+) -> Forward:
+    rule = chosen.rule
+    authority = head.authority
+    if rule.rewrite is not None:
+        if rule.rewrite.path is not None and path != "*":
+            path = rewrite_path(path, chosen.match, rule.rewrite.path)
+        if rule.rewrite.hostname is not None:
+            authority = rule.rewrite.hostname
+    headers = change_headers(change_headers(head.headers, rule.request_headers), backend.request_headers)
+    if headers is not head.headers:
+        headers, authority = _split_host(headers, authority, head.authority)
+    changed = _with_target(head, path, query)
+    changed.headers = headers
+    changed.authority = authority
+    return Forward(
+        head=changed,
+        service=service,
+        port=backend.port,
+        source=rule.source,
+        response_headers=tuple(
+            operations for operations in (backend.response_headers, rule.response_headers) if operations
+        ),
+        request_timeout_s=rule.request_timeout_s,
+        try_timeout_s=rule.try_timeout_s,
+        retry=rule.retry if rule.retry is not None else DEFAULT_RETRY,
+    )
+
+
+def _split_host(headers: Headers, authority: str, original: str) -> tuple[Headers, str]:
+    """Let a header operation on `host` set the authority, as VirtualService users do."""
+    for name, value in headers:
+        if name in ("host", ":authority") and value != original:
+            authority = value
+    return [(name, value) for name, value in headers if name not in ("host", ":authority")], authority
+
+
+def _with_target(head: RequestHead, path: str, query: str) -> RequestHead:
+    return RequestHead(
+        method=head.method,
+        target=f"{path}?{query}" if query or head.target.endswith("?") else path,
+        authority=head.authority,
+        headers=[(name, value) for name, value in head.headers if name != "host"],
+        framing=head.framing,
+        length=head.length,
+        keep_alive=head.keep_alive,
+        upgrade=head.upgrade,
+        expects_continue=head.expects_continue,
+        version_minor=head.version_minor,
+    )
