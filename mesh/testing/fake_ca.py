@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A certificate authority in memory that signs real certificates, good ones and bad ones.
+
+Made for tests: keys live as long as the object. `issue` answers what a workload would
+hold; `leaf` makes any leaf that a test of refusal needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mesh.identity.certificate import WorkloadCertificate, from_response
+from mesh.identity.spiffe import SpiffeId
+
+_CLOCK_SKEW = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """One signing certificate and its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate as PEM."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+
+class FakeCa:
+    """An authority with one root and, if asked for, one intermediate that signs the leaves."""
+
+    def __init__(
+        self, name: str = "fake root", *, intermediate: bool = False, now: datetime | None = None
+    ) -> None:
+        self._now = now
+        self.root = self._issuer(name, None)
+        self.intermediates = (self._issuer(f"{name} intermediate", self.root),) if intermediate else ()
+        self.extra_roots_pem = b""
+        """Further roots that `chain` announces, as during a rotation."""
+
+    @property
+    def roots_pem(self) -> bytes:
+        """The trust bundle."""
+        return self.root.pem + self.extra_roots_pem
+
+    @property
+    def now(self) -> datetime:
+        """When certificates are issued: the fixed time given, else the machine's."""
+        return self._now or datetime.now(UTC)
+
+    def set_time(self, wall_s: float) -> None:
+        """Issue as of `wall_s` seconds since the epoch from here on."""
+        self._now = datetime.fromtimestamp(wall_s, UTC)
+
+    def issue(self, identity: SpiffeId | str, *, ttl_s: float = 86_400) -> WorkloadCertificate:
+        """Make a key and certify it for `identity`."""
+        identity = SpiffeId.parse(identity) if isinstance(identity, str) else identity
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = self.leaf(key.public_key(), uris=(str(identity),), ttl_s=ttl_s)
+        return from_response(identity, _key_pem(key), self.chain(leaf), self.now.timestamp())
+
+    def sign(self, csr_pem: bytes | str, *, ttl_s: float = 86_400) -> list[str]:
+        """Answer a CSR as CreateCertificate does, for whatever URIs it names."""
+        request = x509.load_pem_x509_csr(csr_pem.encode() if isinstance(csr_pem, str) else csr_pem)
+        sans = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        key = request.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise TypeError("the request's key is not an elliptic-curve key")
+        uris = sans.get_values_for_type(x509.UniformResourceIdentifier)
+        return self.chain(self.leaf(key, uris=uris, ttl_s=ttl_s))
+
+    def chain(self, leaf: x509.Certificate) -> list[str]:
+        """Return leaf, intermediates and the root bundle as PEM, one an element."""
+        pems = [
+            leaf.public_bytes(Encoding.PEM),
+            *(issuer.pem for issuer in self.intermediates),
+            self.roots_pem,
+        ]
+        return [pem.decode() for pem in pems]
+
+    def leaf(
+        self,
+        key: ec.EllipticCurvePublicKey | None = None,
+        *,
+        uris: Sequence[str] = (),
+        dns: Sequence[str] = (),
+        ttl_s: float = 86_400,
+        ca: bool = False,
+        cert_sign: bool = False,
+    ) -> x509.Certificate:
+        """Sign a leaf with these names; `ca` and `cert_sign` make the kinds that verifiers must refuse."""
+        issuer = self.intermediates[0] if self.intermediates else self.root
+        now = self.now
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris] + [x509.DNSName(name) for name in dns]
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(issuer.certificate.subject)
+            .public_key(key or ec.generate_private_key(ec.SECP256R1()).public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _CLOCK_SKEW if ttl_s > 0 else now - timedelta(days=2))
+            .not_valid_after(now + timedelta(seconds=ttl_s))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(_key_usage(cert_sign=cert_sign), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        return builder.sign(issuer.key, SHA256())
+
+    def server_pair(self, *dns: str) -> tuple[bytes, bytes]:
+        """Return (key, chain) as PEM for a TLS server of these DNS names, e.g. a gRPC server."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = self.leaf(key.public_key(), dns=dns or ("localhost",))
+        chain = [leaf.public_bytes(Encoding.PEM), *(issuer.pem for issuer in self.intermediates)]
+        return _key_pem(key), b"".join(chain)
+
+    def _issuer(self, name: str, parent: Issuer | None) -> Issuer:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(parent.certificate.subject if parent else subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self.now - timedelta(days=3))
+            .not_valid_after(self.now + timedelta(days=3650))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_key_usage(cert_sign=True), critical=True)
+            .sign(parent.key if parent else key, SHA256())
+        )
+        return Issuer(certificate, key)
+
+
+def _key_usage(*, cert_sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=cert_sign,
+        crl_sign=cert_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
