@@ -135,6 +135,51 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DirectResponse:
+    """An answer of the proxy's own."""
+
+    status: int
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Injected misbehaviour; percentages from 0 to 100, drawn apart, the delay comes first."""
+
+    delay_s: float = 0.0
+    delay_percent: float = 0.0
+    abort_status: int = 0
+    """HTTP status; 0: none."""
+    abort_grpc: int | None = None
+    """gRPC status, sent with HTTP 200; in place of `abort_status`."""
+    abort_percent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """A copy of `percent` (0 to 100) of the requests; its response is dropped."""
+
+    service: NamespacedHostname
+    port: int
+    percent: float = 100.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cors:
+    """Answers preflights and marks responses (Fetch standard, section 3.2)."""
+
+    origins: tuple[ValueMatch, ...]
+    """Names are empty; the whole origin is compared."""
+    methods: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    expose: tuple[str, ...] = ()
+    max_age_s: int | None = None
+    credentials: bool = False
+    forward_unmatched: bool = False
+    """A preflight of another origin goes to the backend; otherwise it is answered without permission."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRule:
     """Matches (any of which is enough) and what is done with the requests that they take."""
 
@@ -151,6 +196,10 @@ class RouteRule:
     try_timeout_s: float | None = None
     """One try; None: unlimited."""
     retry: Retry | None = None
+    direct: DirectResponse | None = None
+    fault: Fault | None = None
+    mirrors: tuple[Mirror, ...] = ()
+    cors: Cors | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,3 +211,5 @@ class RouteTable:
     """Service port; 0: every port that has no table of its own."""
     rules: tuple[RouteRule, ...]
     """In the order of precedence; no rule matches: 404."""
+    client_namespace: str = ""
+    """Only for clients of this namespace, in place of the table for all (consumer route); empty: all."""

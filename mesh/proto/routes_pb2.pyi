@@ -8,19 +8,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteTable(_message.Message):
-    __slots__ = ("namespace", "hostname", "port", "rules")
+    __slots__ = ("namespace", "hostname", "port", "rules", "client_namespace")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     hostname: str
     port: int
     rules: _containers.RepeatedCompositeFieldContainer[RouteRule]
-    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., rules: _Optional[_Iterable[_Union[RouteRule, _Mapping]]] = ...) -> None: ...
+    client_namespace: str
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., rules: _Optional[_Iterable[_Union[RouteRule, _Mapping]]] = ..., client_namespace: _Optional[str] = ...) -> None: ...
 
 class RouteRule(_message.Message):
-    __slots__ = ("source", "matches", "backends", "redirect", "rewrite", "request_headers", "response_headers", "request_timeout_ms", "try_timeout_ms", "retry")
+    __slots__ = ("source", "matches", "backends", "redirect", "rewrite", "request_headers", "response_headers", "request_timeout_ms", "try_timeout_ms", "retry", "direct", "fault", "mirrors", "cors")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     MATCHES_FIELD_NUMBER: _ClassVar[int]
     BACKENDS_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +33,10 @@ class RouteRule(_message.Message):
     REQUEST_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     TRY_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     RETRY_FIELD_NUMBER: _ClassVar[int]
+    DIRECT_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    MIRRORS_FIELD_NUMBER: _ClassVar[int]
+    CORS_FIELD_NUMBER: _ClassVar[int]
     source: str
     matches: _containers.RepeatedCompositeFieldContainer[RequestMatch]
     backends: _containers.RepeatedCompositeFieldContainer[Backend]
@@ -41,7 +47,63 @@ class RouteRule(_message.Message):
     request_timeout_ms: int
     try_timeout_ms: int
     retry: Retry
-    def __init__(self, source: _Optional[str] = ..., matches: _Optional[_Iterable[_Union[RequestMatch, _Mapping]]] = ..., backends: _Optional[_Iterable[_Union[Backend, _Mapping]]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., rewrite: _Optional[_Union[Rewrite, _Mapping]] = ..., request_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., response_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., request_timeout_ms: _Optional[int] = ..., try_timeout_ms: _Optional[int] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ...) -> None: ...
+    direct: DirectResponse
+    fault: Fault
+    mirrors: _containers.RepeatedCompositeFieldContainer[Mirror]
+    cors: Cors
+    def __init__(self, source: _Optional[str] = ..., matches: _Optional[_Iterable[_Union[RequestMatch, _Mapping]]] = ..., backends: _Optional[_Iterable[_Union[Backend, _Mapping]]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., rewrite: _Optional[_Union[Rewrite, _Mapping]] = ..., request_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., response_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., request_timeout_ms: _Optional[int] = ..., try_timeout_ms: _Optional[int] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ..., direct: _Optional[_Union[DirectResponse, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., mirrors: _Optional[_Iterable[_Union[Mirror, _Mapping]]] = ..., cors: _Optional[_Union[Cors, _Mapping]] = ...) -> None: ...
+
+class DirectResponse(_message.Message):
+    __slots__ = ("status", "body")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    body: bytes
+    def __init__(self, status: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class Fault(_message.Message):
+    __slots__ = ("delay_ms", "delay_percent", "abort_status", "abort_grpc", "abort_percent")
+    DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    DELAY_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    ABORT_STATUS_FIELD_NUMBER: _ClassVar[int]
+    ABORT_GRPC_FIELD_NUMBER: _ClassVar[int]
+    ABORT_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    delay_ms: int
+    delay_percent: float
+    abort_status: int
+    abort_grpc: int
+    abort_percent: float
+    def __init__(self, delay_ms: _Optional[int] = ..., delay_percent: _Optional[float] = ..., abort_status: _Optional[int] = ..., abort_grpc: _Optional[int] = ..., abort_percent: _Optional[float] = ...) -> None: ...
+
+class Mirror(_message.Message):
+    __slots__ = ("namespace", "hostname", "port", "percent")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    hostname: str
+    port: int
+    percent: float
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., percent: _Optional[float] = ...) -> None: ...
+
+class Cors(_message.Message):
+    __slots__ = ("origins", "methods", "headers", "expose", "max_age_s", "credentials", "forward_unmatched")
+    ORIGINS_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    EXPOSE_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_UNMATCHED_FIELD_NUMBER: _ClassVar[int]
+    origins: _containers.RepeatedCompositeFieldContainer[ValueMatch]
+    methods: _containers.RepeatedScalarFieldContainer[str]
+    headers: _containers.RepeatedScalarFieldContainer[str]
+    expose: _containers.RepeatedScalarFieldContainer[str]
+    max_age_s: int
+    credentials: bool
+    forward_unmatched: bool
+    def __init__(self, origins: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ..., methods: _Optional[_Iterable[str]] = ..., headers: _Optional[_Iterable[str]] = ..., expose: _Optional[_Iterable[str]] = ..., max_age_s: _Optional[int] = ..., credentials: _Optional[bool] = ..., forward_unmatched: _Optional[bool] = ...) -> None: ...
 
 class RequestMatch(_message.Message):
     __slots__ = ("path", "method", "authority", "headers", "query")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Route tables between model and wire; resource name `namespace/hostname:port`.
+"""Route tables between model and wire; resource name `namespace/hostname:port[@client namespace]`.
 
 Ours alone: Istio sends routes as Envoy's configuration, which names listeners and
 clusters that our proxies do not have.
@@ -11,7 +11,11 @@ from google.protobuf.message import DecodeError as ProtobufError
 
 from mesh.model.route import (
     Backend,
+    Cors,
+    DirectResponse,
+    Fault,
     HeaderOperations,
+    Mirror,
     PathKind,
     PathMatch,
     PathRewrite,
@@ -32,7 +36,8 @@ ROUTE_TABLE_TYPE = "type.googleapis.com/ambit.mesh.v1.RouteTable"
 
 def route_table_name(table: RouteTable) -> str:
     """Return the table's resource name."""
-    return f"{table.service}:{table.port}"
+    scope = f"@{table.client_namespace}" if table.client_namespace else ""
+    return f"{table.service}:{table.port}{scope}"
 
 
 def encode_route_table(table: RouteTable) -> bytes:
@@ -42,6 +47,7 @@ def encode_route_table(table: RouteTable) -> bytes:
         hostname=table.service.hostname,
         port=table.port,
         rules=[_encode_rule(rule) for rule in table.rules],
+        client_namespace=table.client_namespace,
     )
     return message.SerializeToString(deterministic=True)
 
@@ -64,6 +70,7 @@ def decode_route_table(value: bytes) -> RouteTable:
         service=NamespacedHostname(namespace=message.namespace, hostname=message.hostname),
         port=message.port,
         rules=tuple(_decode_rule(rule) for rule in message.rules),
+        client_namespace=message.client_namespace,
     )
 
 
@@ -76,6 +83,10 @@ def _encode_rule(rule: RouteRule) -> pb.RouteRule:
         response_headers=_encode_operations(rule.response_headers),
         request_timeout_ms=_milliseconds(rule.request_timeout_s),
         try_timeout_ms=_milliseconds(rule.try_timeout_s),
+        direct=None if (d := rule.direct) is None else pb.DirectResponse(status=d.status, body=d.body),
+        fault=None if rule.fault is None else _encode_fault(rule.fault),
+        mirrors=[_encode_mirror(mirror) for mirror in rule.mirrors],
+        cors=None if rule.cors is None else _encode_cors(rule.cors),
     )
     if (redirect := rule.redirect) is not None:
         message.redirect.CopyFrom(
@@ -139,6 +150,68 @@ def _decode_rule(message: pb.RouteRule) -> RouteRule:
         request_timeout_s=message.request_timeout_ms / 1000 or None,
         try_timeout_s=message.try_timeout_ms / 1000 or None,
         retry=retry,
+        direct=DirectResponse(status=message.direct.status, body=message.direct.body)
+        if message.HasField("direct")
+        else None,
+        fault=_decode_fault(message.fault) if message.HasField("fault") else None,
+        mirrors=tuple(_decode_mirror(mirror) for mirror in message.mirrors),
+        cors=_decode_cors(message.cors) if message.HasField("cors") else None,
+    )
+
+
+def _encode_fault(fault: Fault) -> pb.Fault:
+    return pb.Fault(
+        delay_ms=round(fault.delay_s * 1000),
+        delay_percent=fault.delay_percent,
+        abort_status=fault.abort_status,
+        abort_grpc=fault.abort_grpc,
+        abort_percent=fault.abort_percent,
+    )
+
+
+def _decode_fault(message: pb.Fault) -> Fault:
+    return Fault(
+        delay_s=message.delay_ms / 1000,
+        delay_percent=message.delay_percent,
+        abort_status=message.abort_status,
+        abort_grpc=message.abort_grpc if message.HasField("abort_grpc") else None,
+        abort_percent=message.abort_percent,
+    )
+
+
+def _encode_mirror(mirror: Mirror) -> pb.Mirror:
+    service = mirror.service
+    return pb.Mirror(
+        namespace=service.namespace, hostname=service.hostname, port=mirror.port, percent=mirror.percent
+    )
+
+
+def _decode_mirror(message: pb.Mirror) -> Mirror:
+    service = NamespacedHostname(namespace=message.namespace, hostname=message.hostname)
+    return Mirror(service=service, port=message.port, percent=message.percent)
+
+
+def _encode_cors(cors: Cors) -> pb.Cors:
+    return pb.Cors(
+        origins=[_encode_value(origin) for origin in cors.origins],
+        methods=cors.methods,
+        headers=cors.headers,
+        expose=cors.expose,
+        max_age_s=cors.max_age_s,
+        credentials=cors.credentials,
+        forward_unmatched=cors.forward_unmatched,
+    )
+
+
+def _decode_cors(message: pb.Cors) -> Cors:
+    return Cors(
+        origins=tuple(_decode_value(origin) for origin in message.origins),
+        methods=tuple(message.methods),
+        headers=tuple(message.headers),
+        expose=tuple(message.expose),
+        max_age_s=message.max_age_s if message.HasField("max_age_s") else None,
+        credentials=message.credentials,
+        forward_unmatched=message.forward_unmatched,
     )
 
 

@@ -12,12 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from waypoint.http.message import Framing, Headers, RequestHead, ResponseHead
-from waypoint.proxy.streams import CallLater, Downstream, Failure, Timer, Upstream, UpstreamEvents
+from waypoint.proxy.mirror import Connect, Copy
+from waypoint.proxy.streams import CallLater, Downstream, Failure, Timer, Upstream
 from waypoint.routing.plan import Answer, Forward, Random, answer
 from waypoint.routing.rewrite import change_headers
-
-Connect = Callable[[Forward, frozenset[str], UpstreamEvents], Upstream]
-"""Starts a try: plan, endpoints to avoid if others are there, where to report."""
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _FAILURE_ANSWER = {
@@ -89,6 +87,7 @@ class Exchange:
         self._done = False
         self._deadline: Timer | None = None
         self._pause: Timer | None = None
+        self._mirrors: list[Copy] = []
 
     @property
     def done(self) -> bool:
@@ -96,13 +95,37 @@ class Exchange:
         return self._done
 
     def start(self) -> None:
-        """Answer, or begin the first try."""
+        """Answer, or begin the first try; after the injected delay, if there is one."""
+        plan = self._plan
+        if isinstance(plan, Forward) and plan.request_timeout_s is not None:
+            self._deadline = self._call_later(plan.request_timeout_s, self._on_deadline)
+        if plan.delay_s:
+            self.record.flag = "DI"
+            self._pause = self._call_later(plan.delay_s, self._proceed)
+        else:
+            self._proceed()
+
+    def _proceed(self) -> None:
+        self._pause = None
         if isinstance(self._plan, Answer):
             self._answer(self._plan)
             return
-        if self._plan.request_timeout_s is not None:
-            self._deadline = self._call_later(self._plan.request_timeout_s, self._on_deadline)
+        self._mirrors = [
+            Copy(self._connect, self._plan, m, self._limits.replay_bytes) for m in self._plan.mirrors
+        ]
+        for piece in self._replay or ():
+            self._copy_data(piece)
+        if self._request_ended:
+            self._copy_end(self._trailers)
         self._begin_try(self._plan)
+
+    def _copy_data(self, data: bytes) -> None:
+        for copy in self._mirrors:
+            copy.send_data(data)
+
+    def _copy_end(self, trailers: Headers) -> None:
+        for copy in self._mirrors:
+            copy.send_end(trailers)
 
     # --- the client's side
 
@@ -115,6 +138,7 @@ class Exchange:
             self._replay.append(data)
             if self.record.request_bytes > self._limits.replay_bytes:
                 self._replay = None
+        self._copy_data(data)
         if self._try is not None:
             self._try.upstream.send_data(data)
         elif self._replay is None:
@@ -125,6 +149,7 @@ class Exchange:
         """The request is complete."""
         self._request_ended = True
         self._trailers = trailers
+        self._copy_end(trailers)
         if self._try is not None and not self._done:
             self._try.upstream.send_end(trailers)
 
@@ -268,7 +293,8 @@ class Exchange:
         self._answer(answer(status, flag=flag, detail=detail, source=self._plan.source))
 
     def _answer(self, response: Answer) -> None:
-        self.record.flag = response.flag
+        if response.flag != "-":
+            self.record.flag = response.flag
         self.record.detail = response.detail
         body = b"" if self.record.request.method == "HEAD" else response.body
         headers = [*response.headers, ("content-length", str(len(response.body)))]

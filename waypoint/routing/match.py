@@ -84,10 +84,10 @@ def _compile(match: RequestMatch) -> Sequence[Predicate]:
     if match.path is not None:
         predicates.append(_compile_path(match.path))
     if match.method is not None:
-        test = _compile_value(match.method)
+        test = compile_value(match.method)
         predicates.append(lambda request: test(request.method))
     if match.authority is not None:
-        test_authority = _compile_value(match.authority)
+        test_authority = compile_value(match.authority)
         predicates.append(lambda request: test_authority(request.authority.lower()))
     for header in match.headers:
         predicates.append(_header_predicate(header))
@@ -97,12 +97,12 @@ def _compile(match: RequestMatch) -> Sequence[Predicate]:
 
 
 def _header_predicate(header: ValueMatch) -> Predicate:
-    name, test = header.name, _compile_value(header)
+    name, test = header.name, compile_value(header)
     return lambda request: test(request.headers.get(name))
 
 
 def _query_predicate(parameter: ValueMatch) -> Predicate:
-    name, test = parameter.name, _compile_value(parameter)
+    name, test = parameter.name, compile_value(parameter)
     return lambda request: test(request.query_value(name))
 
 
@@ -135,7 +135,12 @@ def _segment_prefix(value: str) -> Callable[[str], bool]:
     return lambda path: path == bare or path.startswith(inside)
 
 
-def _compile_value(match: ValueMatch) -> Callable[[str | None], bool]:
+def compile_value(match: ValueMatch) -> Callable[[str | None], bool]:
+    """Compile a comparison; the result takes the value, or None where there is none.
+
+    Raises:
+        re.error: the regular expression is not valid.
+    """
     holds = _compile_comparison(match)
     if match.invert:
         return lambda value: not holds(value)

@@ -8,12 +8,13 @@ endpoint of the backend takes the request is `waypoint.cluster`'s question.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mesh.model.route import Backend, HeaderOperations, Retry, RouteRule
+from mesh.model.route import Backend, Fault, HeaderOperations, Mirror, Redirect, Retry, RouteRule
 from mesh.model.workload import NamespacedHostname
 from waypoint.http.message import Headers, RequestHead
 from waypoint.http.path import normalise_path
+from waypoint.routing.cors import is_preflight, preflight_headers, response_operations
 from waypoint.routing.match import Chosen, Request, RouteMatcher
 from waypoint.routing.rewrite import change_headers, redirect_location, rewrite_path
 
@@ -38,6 +39,10 @@ class Forward:
     request_timeout_s: float | None = None
     try_timeout_s: float | None = None
     retry: Retry = DEFAULT_RETRY
+    delay_s: float = 0.0
+    """Injected delay before the first try."""
+    mirrors: tuple[Mirror, ...] = ()
+    """Who gets a copy of this request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,8 @@ class Answer:
     """Response flag of the access log (Envoy's short names); `-` where nothing is wrong."""
     detail: str
     source: str = ""
+    delay_s: float = 0.0
+    """Injected delay before it."""
 
 
 def plan_request(
@@ -69,18 +76,71 @@ def plan_request(
     first: dict[str, str] = {}
     for name, value in head.headers:
         first.setdefault(name, value)
-    chosen = matcher.choose(
-        Request(method=head.method, authority=head.authority, path=path, query=query, headers=first)
-    )
+    request = Request(method=head.method, authority=head.authority, path=path, query=query, headers=first)
+    chosen = matcher.choose(request)
     if chosen is None:
         return answer(404, flag="NR", detail=f"no rule of {service} matches {head.method} {path}")
-    if chosen.rule.redirect is not None:
-        return _redirect(head, path, query, port, chosen)
-    backend = draw_backend(chosen.rule, random)
+    rule = chosen.rule
+    plan = _answer_of_rule(rule, request)
+    if plan is not None:
+        return plan
+    delay_s = 0.0
+    if rule.fault is not None:
+        delay_s, aborted = _inject(rule.fault, rule.source, random)
+        if aborted is not None:
+            return aborted
+    if rule.redirect is not None:
+        return _redirect(head, path, query, port, chosen, rule.redirect)
+    backend = draw_backend(rule, random)
     if backend is None or backend.service is None:
         why = "the rule has no backend with a weight" if backend is None else backend.problem
-        return answer(500, flag="NC", detail=f"{chosen.rule.source}: {why}", source=chosen.rule.source)
-    return _forward(head, path, query, chosen, backend, backend.service)
+        return answer(500, flag="NC", detail=f"{rule.source}: {why}", source=rule.source)
+    plan = _forward(head, path, query, chosen, backend, backend.service)
+    cors = HeaderOperations() if rule.cors is None else response_operations(rule.cors, request)
+    return replace(
+        plan,
+        delay_s=delay_s,
+        mirrors=tuple(mirror for mirror in rule.mirrors if random() * 100 < mirror.percent),
+        response_headers=(*plan.response_headers, cors) if cors else plan.response_headers,
+    )
+
+
+def _answer_of_rule(rule: RouteRule, request: Request) -> Answer | None:
+    """Answer a preflight or by the rule's own response."""
+    if rule.cors is not None and is_preflight(request):
+        headers = preflight_headers(rule.cors, request)
+        if headers is not None or not rule.cors.forward_unmatched:
+            return Answer(
+                status=200, headers=headers or [], body=b"", flag="-", detail="preflight", source=rule.source
+            )
+    if rule.direct is not None:
+        return Answer(
+            status=rule.direct.status,
+            headers=change_headers([], rule.response_headers),
+            body=rule.direct.body,
+            flag="-",
+            detail="direct response",
+            source=rule.source,
+        )
+    return None
+
+
+def _inject(fault: Fault, source: str, random: Random) -> tuple[float, Answer | None]:
+    delay_s = fault.delay_s if random() * 100 < fault.delay_percent else 0.0
+    if random() * 100 >= fault.abort_percent or not (fault.abort_status or fault.abort_grpc is not None):
+        return delay_s, None
+    flag = "DI,FI" if delay_s else "FI"
+    if fault.abort_grpc is not None:
+        status = [("grpc-status", str(fault.abort_grpc)), ("grpc-message", "fault filter abort")]
+        headers = [("content-type", "application/grpc"), *status]
+        detail = f"{source}: injected gRPC status {fault.abort_grpc}"
+        return delay_s, Answer(
+            status=200, headers=headers, body=b"", flag=flag, detail=detail, source=source, delay_s=delay_s
+        )
+    detail = f"{source}: injected fault"
+    return delay_s, replace(
+        answer(fault.abort_status, flag=flag, detail=detail, source=source), delay_s=delay_s
+    )
 
 
 def answer(
@@ -111,10 +171,9 @@ def draw_backend(rule: RouteRule, random: Random) -> Backend | None:
     return None
 
 
-def _redirect(head: RequestHead, path: str, query: str, port: int, chosen: Chosen) -> Answer:
-    redirect = chosen.rule.redirect
-    if redirect is None:
-        raise ValueError("the rule has no redirect")
+def _redirect(
+    head: RequestHead, path: str, query: str, port: int, chosen: Chosen, redirect: Redirect
+) -> Answer:
     host, _, own_port = head.authority.rpartition(":")
     if not host or not own_port.isdigit():
         host, own_port = head.authority, str(port)

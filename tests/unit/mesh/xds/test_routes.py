@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.model.route import (
     Backend,
+    Cors,
+    DirectResponse,
+    Fault,
     HeaderOperations,
+    Mirror,
     PathKind,
     PathMatch,
     PathRewrite,
@@ -50,6 +56,7 @@ BACKENDS = st.builds(
     response_headers=OPERATIONS,
     problem=TEXT,
 )
+PERCENT = st.integers(0, 1000).map(lambda tenths: tenths / 10)
 SECONDS = st.none() | st.integers(1, 100_000).map(lambda ms: ms / 1000)
 RULES = st.builds(
     RouteRule,
@@ -79,9 +86,37 @@ RULES = st.builds(
         on_reset=st.booleans(),
         backoff_s=st.integers(0, 5000).map(lambda ms: ms / 1000),
     ),
+    direct=st.none() | st.builds(DirectResponse, status=st.integers(200, 599), body=st.binary(max_size=4)),
+    fault=st.none()
+    | st.builds(
+        Fault,
+        delay_s=st.integers(0, 9000).map(lambda ms: ms / 1000),
+        delay_percent=PERCENT,
+        abort_status=st.integers(0, 599),
+        abort_grpc=st.none() | st.integers(0, 16),
+        abort_percent=PERCENT,
+    ),
+    mirrors=st.lists(
+        st.builds(Mirror, service=SERVICES, port=st.integers(1, 65535), percent=PERCENT), max_size=2
+    ).map(tuple),
+    cors=st.none()
+    | st.builds(
+        Cors,
+        origins=st.lists(VALUES, max_size=2).map(tuple),
+        methods=st.lists(TEXT, max_size=2).map(tuple),
+        headers=st.lists(TEXT, max_size=2).map(tuple),
+        expose=st.lists(TEXT, max_size=2).map(tuple),
+        max_age_s=st.none() | st.integers(0, 86400),
+        credentials=st.booleans(),
+        forward_unmatched=st.booleans(),
+    ),
 )
 TABLES = st.builds(
-    RouteTable, service=SERVICES, port=st.integers(0, 65535), rules=st.lists(RULES, max_size=3).map(tuple)
+    RouteTable,
+    service=SERVICES,
+    port=st.integers(0, 65535),
+    rules=st.lists(RULES, max_size=3).map(tuple),
+    client_namespace=st.just("") | TEXT,
 )
 
 
@@ -93,6 +128,7 @@ def test_round_trip(table: RouteTable) -> None:
 def test_resource_name() -> None:
     table = RouteTable(service=NamespacedHostname(namespace="a", hostname="b.c"), port=80, rules=())
     assert route_table_name(table) == "a/b.c:80"
+    assert route_table_name(replace(table, client_namespace="n")) == "a/b.c:80@n"
 
 
 @pytest.mark.parametrize(

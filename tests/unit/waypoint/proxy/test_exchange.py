@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mesh.model.route import HeaderOperations, Retry
+from mesh.model.route import HeaderOperations, Mirror, Retry
 from mesh.model.workload import NamespacedHostname
 from waypoint.http.message import Framing, Headers, RequestHead, ResponseHead
 from waypoint.proxy.exchange import Exchange, ExchangeLimits, ExchangeRecord
@@ -298,3 +298,43 @@ def test_an_interim_100_reaches_only_a_client_that_asked() -> None:
     bench.request.expects_continue = True
     bench.tries[0].events.on_response(response(100))
     assert bench.client.said == [("interim", 103), ("interim", 100)]
+
+
+def test_an_injected_delay_comes_first_and_is_flagged() -> None:
+    bench = Bench(plan(delay_s=3.0))
+    bench.exchange.start()
+    bench.exchange.on_request_data(b"early")
+    assert not bench.tries
+    assert bench.fire().seconds == 3.0
+    assert bench.tries[0].got == [("GET", "/x"), b"early"]
+    bench.tries[0].events.on_response(response())
+    bench.tries[0].events.on_end([])
+    assert bench.records[0].flag == "DI"
+
+
+def test_a_mirror_gets_a_copy_and_its_response_goes_nowhere() -> None:
+    bench = Bench(plan(mirrors=(Mirror(service=SERVICE, port=81),)), method="POST")
+    bench.exchange.start()
+    bench.exchange.on_request_data(b"body")
+    bench.exchange.on_request_end([])
+    copy, real = bench.tries
+    assert copy.got[1:] == real.got[1:] == [b"body", "end"]
+    copy.events.on_response(response(500))
+    copy.events.on_end([])
+    assert bench.client.said == []
+    real.events.on_response(response())
+    real.events.on_end([])
+    assert bench.client.said == [(200, {}), "end"]
+
+
+def test_a_mirror_that_cannot_keep_up_is_given_up_alone() -> None:
+    bench = Bench(plan(mirrors=(Mirror(service=SERVICE, port=81),)), limits=ExchangeLimits(replay_bytes=4))
+    bench.exchange.start()
+    copy, real = bench.tries
+    copy.events.on_request_blocked(True)
+    bench.exchange.on_request_data(b"1234")
+    assert not copy.cancelled
+    bench.exchange.on_request_data(b"5")
+    assert copy.cancelled
+    assert real.got[-1] == b"5"
+    assert not bench.client.paused

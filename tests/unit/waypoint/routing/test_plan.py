@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from mesh.model.route import (
     Backend,
+    Cors,
+    DirectResponse,
+    Fault,
     HeaderOperations,
+    Mirror,
     PathKind,
     PathMatch,
     PathRewrite,
@@ -19,6 +24,8 @@ from mesh.model.route import (
     Rewrite,
     RouteRule,
     RouteTable,
+    ValueKind,
+    ValueMatch,
 )
 from mesh.model.workload import NamespacedHostname
 from waypoint.http.message import BadMessageError, Framing, RequestHead
@@ -146,3 +153,86 @@ def test_a_redirect_is_answered_with_its_location() -> None:
 def test_a_path_without_a_canonical_form_is_refused() -> None:
     with pytest.raises(BadMessageError):
         decide(request("/a\\..\\b"))
+
+
+def test_a_direct_response_needs_no_backend() -> None:
+    plan = refused(decide(request(), rule(backends=(), direct=DirectResponse(status=418, body=b"teapot"))))
+    assert (plan.status, plan.body, plan.flag) == (418, b"teapot", "-")
+
+
+@pytest.mark.parametrize(
+    ("draw", "status", "delay"), [(0.049, 503, 2.0), (0.05, None, 2.0), (0.1, None, 0.0)]
+)
+def test_faults_are_drawn_by_their_percentages(draw: float, status: int | None, delay: float) -> None:
+    fault = Fault(delay_s=2.0, delay_percent=10.0, abort_status=503, abort_percent=5.0)
+    plan = decide(request(), rule(fault=fault), draw=draw)
+    assert plan.delay_s == delay
+    assert (plan.status if isinstance(plan, Answer) else None) == status
+
+
+def test_a_grpc_abort_is_a_trailers_only_response() -> None:
+    fault = Fault(abort_grpc=14, abort_percent=100.0)
+    plan = refused(decide(request(), rule(fault=fault)))
+    assert plan.status == 200
+    assert dict(plan.headers)["grpc-status"] == "14"
+    assert plan.body == b""
+
+
+def test_mirrors_are_drawn_by_their_percentages() -> None:
+    mirrors = (Mirror(service=V2, port=80, percent=30.0), Mirror(service=V1, port=80))
+    assert forward(decide(request(), rule(mirrors=mirrors), draw=0.29)).mirrors == mirrors
+    assert forward(decide(request(), rule(mirrors=mirrors), draw=0.30)).mirrors == mirrors[1:]
+
+
+CORS = Cors(
+    origins=(ValueMatch(name="", kind=ValueKind.EXACT, value="https://a.example"),),
+    methods=("GET", "POST"),
+    headers=("x-token",),
+    expose=("x-id",),
+    max_age_s=60,
+    credentials=True,
+)
+PREFLIGHT = (("access-control-request-method", "POST"),)
+
+
+def preflight(origin: str) -> RequestHead:
+    head = request("/", ("origin", origin), *PREFLIGHT)
+    head.method = "OPTIONS"
+    return head
+
+
+def test_a_preflight_is_answered_with_the_permission() -> None:
+    plan = refused(decide(preflight("https://a.example"), rule(cors=CORS)))
+    assert (plan.status, dict(plan.headers)) == (
+        200,
+        {
+            "access-control-allow-origin": "https://a.example",
+            "access-control-allow-methods": "GET,POST",
+            "access-control-allow-headers": "x-token",
+            "access-control-max-age": "60",
+            "access-control-allow-credentials": "true",
+            "vary": "origin",
+        },
+    )
+
+
+def test_a_preflight_of_another_origin_gets_no_permission_or_goes_on() -> None:
+    plan = refused(decide(preflight("https://b.example"), rule(cors=CORS)))
+    assert (plan.status, plan.headers) == (200, [])
+    forward(decide(preflight("https://b.example"), rule(cors=replace(CORS, forward_unmatched=True))))
+
+
+def test_any_origin_is_echoed_never_starred() -> None:
+    cors = replace(CORS, origins=(ValueMatch(name="", kind=ValueKind.EXACT, value="*"),), methods=("*",))
+    plan = refused(decide(preflight("https://b.example"), rule(cors=cors)))
+    assert dict(plan.headers)["access-control-allow-origin"] == "https://b.example"
+    assert dict(plan.headers)["access-control-allow-methods"] == "POST"
+
+
+def test_responses_to_an_allowed_origin_are_marked() -> None:
+    plan = forward(decide(request("/", ("origin", "https://a.example")), rule(cors=CORS)))
+    (operations,) = plan.response_headers
+    assert dict(operations.set)["access-control-expose-headers"] == "x-id"
+    assert (
+        forward(decide(request("/", ("origin", "https://b.example")), rule(cors=CORS))).response_headers == ()
+    )
