@@ -86,7 +86,9 @@ class BadRequestError(ValueError):
 class HttpServer:
     """Serves a table of routes on one address; owned by the process's composition root."""
 
-    def __init__(self, name: str, routes: Mapping[str, Route], *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    def __init__(
+        self, name: str, routes: Mapping[str, Route], *, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> None:
         self.name = name
         self.routes = dict(routes)
         self._timeout_s = timeout_s
@@ -103,7 +105,9 @@ class HttpServer:
         try:
             self._server = await asyncio.start_server(self._accepted, host, port, limit=MAX_HEAD_BYTES)
         except OSError as error:
-            raise OSError(error.errno, f"{self.name} cannot listen on {host}:{port}: {error.strerror}") from error
+            raise OSError(
+                error.errno, f"{self.name} cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
 
     @property
     def port(self) -> int:

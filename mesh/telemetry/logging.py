@@ -73,7 +73,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format one record as one line."""
-        line = f"{_timestamp(record)}\t{record.levelname.lower()}\t{record.name}\t{_plain(_message(record, self))}"
+        head = f"{_timestamp(record)}\t{record.levelname.lower()}\t{record.name}"
+        line = f"{head}\t{_plain(_message(record, self))}"
         values: Mapping[str, FieldValue] | None = getattr(record, "fields", None)
         if values:
             line += "\t" + " ".join(f"{key}={format_value(value)}" for key, value in values.items())

@@ -95,14 +95,20 @@ def _counter(name: str, text: str, labels: Labels) -> Metric:
 
 CONNECTIONS_OPENED = _counter("istio_tcp_connections_opened", "TCP connections opened", TCP_LABELS)
 CONNECTIONS_CLOSED = _counter("istio_tcp_connections_closed", "TCP connections closed", TCP_LABELS)
-CONNECTIONS_FAILED = _counter("istio_tcp_connections_failed", "TCP connections that failed, by reason", TCP_LABELS)
+CONNECTIONS_FAILED = _counter(
+    "istio_tcp_connections_failed", "TCP connections that failed, by reason", TCP_LABELS
+)
 RECEIVED_BYTES = _counter("istio_tcp_received_bytes", "Bytes from client to server", TCP_LABELS)
 SENT_BYTES = _counter("istio_tcp_sent_bytes", "Bytes from server to client", TCP_LABELS)
 SOCKETS_OPEN = Metric("istio_tcp_sockets_open", MetricType.GAUGE, "TCP connections open now", ("reporter",))
-REASONS = _counter("ambit_connections_ended", "Connections ended, by reporter and reason", ("reporter", "reason"))
+REASONS = _counter(
+    "ambit_connections_ended", "Connections ended, by reporter and reason", ("reporter", "reason")
+)
 DNS_REQUESTS = _counter("istio_dns_requests", "DNS queries answered for pods", _DNS_LABELS)
 DNS_UPSTREAM_REQUESTS = _counter("istio_dns_upstream_requests", "DNS queries forwarded", _DNS_LABELS)
-DNS_UPSTREAM_FAILURES = _counter("istio_dns_upstream_failures", "DNS queries that no resolver answered", _DNS_LABELS)
+DNS_UPSTREAM_FAILURES = _counter(
+    "istio_dns_upstream_failures", "DNS queries that no resolver answered", _DNS_LABELS
+)
 DNS_UPSTREAM_SECONDS = Metric(
     "istio_dns_upstream_request_duration_seconds",
     MetricType.HISTOGRAM,
@@ -118,13 +124,19 @@ ON_DEMAND_DNS = _counter(
 XDS_MESSAGES = _counter("istio_xds_message", "xDS responses received", ("url",))
 XDS_MESSAGE_BYTES = _counter("istio_xds_message_bytes", "Bytes of resources in xDS responses", ("url",))
 XDS_TERMINATIONS = _counter("istio_xds_connection_terminations", "xDS streams that ended", ("reason",))
-ACTIVE_PROXIES = Metric("workload_manager_active_proxy_count", MetricType.GAUGE, "Pods whose listeners are open", ())
+ACTIVE_PROXIES = Metric(
+    "workload_manager_active_proxy_count", MetricType.GAUGE, "Pods whose listeners are open", ()
+)
 PENDING_PROXIES = Metric("workload_manager_pending_proxy_count", MetricType.GAUGE, "Pods being started", ())
 PROXIES_STARTED = _counter("workload_manager_proxies_started", "Pods started", ())
 PROXIES_STOPPED = _counter("workload_manager_proxies_stopped", "Pods stopped", ())
 WORKERS_STARTED = _counter("ambit_workers_started", "Worker processes started, replacements included", ())
-LOG_LINES_DROPPED = _counter("ambit_log_lines_dropped", "Log lines dropped because the supervisor was behind", ())
-SERIES_DROPPED = _counter("ambit_metric_series_overflow", "Label sets folded into the overflow series", ("metric",))
+LOG_LINES_DROPPED = _counter(
+    "ambit_log_lines_dropped", "Log lines dropped because the supervisor was behind", ()
+)
+SERIES_DROPPED = _counter(
+    "ambit_metric_series_overflow", "Label sets folded into the overflow series", ("metric",)
+)
 BUILD = Metric("istio_build", MetricType.GAUGE, "Component and version", ("component", "tag"))
 
 METRICS: tuple[Metric, ...] = (

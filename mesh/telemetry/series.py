@@ -79,7 +79,9 @@ class Totals:
                 continue
             self._add(metric, source, delta.labels, delta.values, now_s)
 
-    def _add(self, metric: Metric, source: str, labels: Labels, values: tuple[float, ...], now_s: float) -> None:
+    def _add(
+        self, metric: Metric, source: str, labels: Labels, values: tuple[float, ...], now_s: float
+    ) -> None:
         family = self._series.setdefault(metric, {})
         series = family.get(labels)
         if series is None and len(family) >= self.max_series and metric is not SERIES_DROPPED:

@@ -76,13 +76,17 @@ def admit(
     """Judge the authority of a CONNECT that reached `local` on `dialled`:15008."""
     parsed = parse_authority(authority)
     if parsed is None:
-        return Refused(status=400, reason=Reason.BAD_AUTHORITY, detail=f"authority {authority!r} is no host and port")
+        return Refused(
+            status=400, reason=Reason.BAD_AUTHORITY, detail=f"authority {authority!r} is no host and port"
+        )
     host, port = parsed
     if local.application_tunnel is not None:
         tunnel = local.application_tunnel
         return _guard(
             local,
-            Admitted(address=dialled, port=tunnel.port or port, proxy_protocol=tunnel.protocol.value == "proxy"),
+            Admitted(
+                address=dialled, port=tunnel.port or port, proxy_protocol=tunnel.protocol.value == "proxy"
+            ),
         )
     if isinstance(host, str):
         return _by_hostname(store, local, dialled, host, port, client_namespace)
@@ -91,7 +95,9 @@ def admit(
     return _guard(local, Admitted(address=host, port=port))
 
 
-def _by_waypoint(store: Store, local: Workload, host: IPAddress, port: int, dialled: IPAddress) -> Admitted | Refused:
+def _by_waypoint(
+    store: Store, local: Workload, host: IPAddress, port: int, dialled: IPAddress
+) -> Admitted | Refused:
     """Let another address through only if its service or workload names this workload as its waypoint."""
     service = store.find_service(host, local.namespace)
     gateway = service.waypoint if service is not None else None
@@ -117,7 +123,9 @@ def _by_hostname(
 ) -> Admitted | Refused:
     service = store.find_hostname(host, client_namespace)
     if service is None:
-        return Refused(status=503, reason=Reason.UNKNOWN_DESTINATION, detail=f"no service has the hostname {host}")
+        return Refused(
+            status=503, reason=Reason.UNKNOWN_DESTINATION, detail=f"no service has the hostname {host}"
+        )
     for endpoint in store.endpoints(service.key):
         if endpoint.workload.uid == local.uid:
             target = target_port(service, endpoint, port)
@@ -126,10 +134,14 @@ def _by_hostname(
             return _guard(local, Admitted(address=dialled, port=target, service=service))
     else:
         return Refused(
-            status=503, reason=Reason.UNKNOWN_DESTINATION, detail=f"{local.uid} is no endpoint of {service.key}"
+            status=503,
+            reason=Reason.UNKNOWN_DESTINATION,
+            detail=f"{local.uid} is no endpoint of {service.key}",
         )
     return Refused(
-        status=503, reason=Reason.UNKNOWN_DESTINATION, detail=f"service {service.key} has no port {port} on {local.uid}"
+        status=503,
+        reason=Reason.UNKNOWN_DESTINATION,
+        detail=f"service {service.key} has no port {port} on {local.uid}",
     )
 
 

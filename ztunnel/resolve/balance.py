@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mesh.model.address import IPAddress
-from mesh.model.service import HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, LoadBalancingScope, Service
+from mesh.model.service import (
+    HealthPolicy,
+    IpFamilies,
+    LoadBalancing,
+    LoadBalancingMode,
+    LoadBalancingScope,
+    Service,
+)
 from mesh.model.workload import NetworkMode, Workload
 from ztunnel.state.store import Endpoint, Store
 
@@ -44,7 +51,9 @@ def target_port(service: Service, endpoint: Endpoint, service_port: int) -> int 
     return port.target_port
 
 
-def choose_address(workload: Workload, *, ipv6: bool, families: IpFamilies = IpFamilies.AUTOMATIC) -> IPAddress | None:
+def choose_address(
+    workload: Workload, *, ipv6: bool, families: IpFamilies = IpFamilies.AUTOMATIC
+) -> IPAddress | None:
     """Pick an address of the caller's family where the service allows it, else of the other."""
     allowed = {
         IpFamilies.IPV4_ONLY: (4,),
@@ -84,7 +93,7 @@ def _matches(scope: LoadBalancingScope, a: Workload, b: Workload) -> bool:
 
 
 def weighted(options: Sequence[tuple[T, int]], random: Random) -> T | None:
-    """Draw one option in proportion to its weight; weight 0 is never drawn; None if there is nothing to draw."""
+    """Draw one option in proportion to its weight, never one of weight 0; None if there is none to draw."""
     total = sum(weight for _, weight in options)
     if total <= 0:
         return None
@@ -124,13 +133,13 @@ def _usable(store: Store, balancing: LoadBalancing, workload: Workload) -> bool:
 def choose(
     store: Store, service: Service, service_port: int, source: Workload, *, ipv6: bool, random: Random
 ) -> Target | None:
-    """Choose an endpoint for one connection of `source`, or None when the service has none that may be used."""
+    """Choose an endpoint for one connection of `source`, or None when no endpoint may be used."""
     targets = nearest(service.load_balancing, source, candidates(store, service, service_port, ipv6=ipv6))
     return weighted([(target, target.workload.capacity) for target in targets], random)
 
 
 def nearest(balancing: LoadBalancing, source: Workload, targets: Iterable[Target]) -> list[Target]:
-    """Keep the targets that the locality setting allows: STRICT all scopes, FAILOVER the best rank there is."""
+    """Keep the targets that locality allows: STRICT all scopes, FAILOVER the best rank there is."""
     targets = list(targets)
     preference = balancing.preference
     if not preference or balancing.mode not in (LoadBalancingMode.STRICT, LoadBalancingMode.FAILOVER):

@@ -107,7 +107,8 @@ def _to_service(
     if target is None:
         return Reject(
             reason=Reason.NO_HEALTHY_UPSTREAM,
-            detail=f"no healthy upstream: {format_host_port(vip, port)} ({service.key}): {_why_none(store, service, port)}",
+            detail=f"no healthy upstream: {format_host_port(vip, port)} ({service.key}): "
+            f"{_why_none(store, service, port)}",
             service=service,
         )
     return _to_target(source, target, service)
@@ -142,7 +143,12 @@ def _to_target(source: Workload, target: Target, service: Service | None) -> Ups
             service=service,
         )
     return Upstream(
-        kind=Kind.PLAIN, address=address, hostname=workload.hostname, port=port, workload=workload, service=service
+        kind=Kind.PLAIN,
+        address=address,
+        hostname=workload.hostname,
+        port=port,
+        workload=workload,
+        service=service,
     )
 
 
@@ -174,7 +180,8 @@ def _to_waypoint(
     if target is None or target.address is None:
         return Reject(
             reason=Reason.WAYPOINT_UNAVAILABLE,
-            detail=f"waypoint {gateway.destination} of {service.key if service else workload and workload.uid} "
+            detail=f"waypoint {gateway.destination} of "
+            f"{service.key if service else workload and workload.uid} "
             "has no ready instance; traffic is not sent past it",
             service=service,
             workload=workload,
@@ -222,4 +229,3 @@ def _why_none(store: Store, service: Service, port: int) -> str:
         return "it has no endpoints"
     unhealthy = sum(1 for e in endpoints if not e.workload.healthy)
     return f"{len(endpoints)} endpoints, {unhealthy} not ready, none usable for port {port}"
-

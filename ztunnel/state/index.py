@@ -69,7 +69,11 @@ class RangeIndex:
         """Yield the claimants of the ranges around `address`, the longest prefix first."""
         value, bits = int(address), address.max_prefixlen
         lengths = sorted(
-            (length for net, version, length in self._by_length if (net, version) == (network, address.version)),
+            (
+                length
+                for net, version, length in self._by_length
+                if (net, version) == (network, address.version)
+            ),
             reverse=True,
         )
         for length in lengths:

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from mesh.model.address import IPAddress
 from mesh.model.policy import Authorization, Scope
 from mesh.model.service import Service, Visibility
-from mesh.model.workload import NamespacedHostname, NetworkAddress, NetworkMode, PortMap, TunnelProtocol, Workload
+from mesh.model.workload import (
+    NamespacedHostname,
+    NetworkAddress,
+    NetworkMode,
+    PortMap,
+    TunnelProtocol,
+    Workload,
+)
 from ztunnel.state.index import MultiIndex, RangeIndex
 
 
@@ -78,7 +85,9 @@ class Endpoint:
 class Store:
     """The whole state; one writer (`apply`), any number of readers on the same loop."""
 
-    def __init__(self, *, network: str = "", root_namespace: str = "istio-system", preferred_namespace: str = "") -> None:
+    def __init__(
+        self, *, network: str = "", root_namespace: str = "istio-system", preferred_namespace: str = ""
+    ) -> None:
         self.network = network
         self.root_namespace = root_namespace
         self.preferred_namespace = preferred_namespace
@@ -137,7 +146,9 @@ class Store:
         for name, known in changed:
             namespace = name.partition("/")[0]
             namespaces.add(namespace)
-            everything |= namespace == self.root_namespace or (known is not None and known.scope is Scope.GLOBAL)
+            everything |= namespace == self.root_namespace or (
+                known is not None and known.scope is Scope.GLOBAL
+            )
         return namespaces, {name for name, _ in changed}, everything
 
     def _remove_policy(self, name: str) -> Authorization | None:
@@ -214,7 +225,7 @@ class Store:
         return None
 
     def find_workload(self, address: IPAddress, network: str | None = None) -> Workload | None:
-        """Find who owns `address`; among several a meshed pod, then a pod, then a meshed one, then the first."""
+        """Find who owns `address`: a meshed pod before a pod, before a meshed one, before the first."""
         key = NetworkAddress(network=self.network if network is None else network, address=address)
         claimants = [self.workloads[uid] for uid in self._by_address.get(key)]
         if not claimants:
@@ -247,7 +258,11 @@ class Store:
             return None
         return max(
             visible,
-            key=lambda s: (s.namespace == namespace, s.canonical, bool(s.namespace) and s.namespace == self.preferred_namespace),
+            key=lambda s: (
+                s.namespace == namespace,
+                s.canonical,
+                bool(s.namespace) and s.namespace == self.preferred_namespace,
+            ),
         )
 
     def endpoints(self, service: NamespacedHostname) -> list[Endpoint]:
@@ -267,12 +282,17 @@ class Store:
         """
         for name, why in self.broken.items():
             namespace = name.partition("/")[0]
-            if name in workload.authorization_policies or namespace in (workload.namespace, self.root_namespace):
+            if name in workload.authorization_policies or namespace in (
+                workload.namespace,
+                self.root_namespace,
+            ):
                 return PolicySet(policies=(), unusable=f"policy {name} is malformed: {why}")
         names = dict.fromkeys((*self._scoped.get(""), *self._scoped.get(workload.namespace)))
         for name in workload.authorization_policies:
             if name not in self.policies:
-                return PolicySet(policies=(), unusable=f"policy {name} named by {workload.uid} has not been received")
+                return PolicySet(
+                    policies=(), unusable=f"policy {name} named by {workload.uid} has not been received"
+                )
             names[name] = None
         return PolicySet(policies=tuple(self.policies[name] for name in names))
 
