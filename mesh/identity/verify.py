@@ -18,6 +18,8 @@ E = TypeVar("E", bound=x509.ExtensionType)
 MAX_CERTIFICATE_BYTES = 64 * 1024
 """A leaf is about 600 bytes; more than this is not parsed."""
 
+_UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
 
 def peer_identity(der: bytes) -> SpiffeId:
     """Return the SPIFFE id of a peer's leaf certificate.
@@ -39,7 +41,7 @@ def peer_identity(der: bytes) -> SpiffeId:
         constraints = _find(extensions, x509.BasicConstraints)
         usage = _find(extensions, x509.KeyUsage)
         uris = [] if sans is None else sans.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _UNREADABLE as error:
         raise IdentityError(f"the peer's certificate cannot be read: {error}") from error
     if constraints is not None and constraints.ca:
         raise IdentityError("the peer's certificate is an authority's, not a workload's")
