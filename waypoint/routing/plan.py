@@ -81,9 +81,8 @@ def plan_request(
     if chosen is None:
         return answer(404, flag="NR", detail=f"no rule of {service} matches {head.method} {path}")
     rule = chosen.rule
-    plan = _answer_of_rule(rule, request)
-    if plan is not None:
-        return plan
+    if (own := _answer_of_rule(rule, request)) is not None:
+        return own
     delay_s = 0.0
     if rule.fault is not None:
         delay_s, aborted = _inject(rule.fault, rule.source, random)
