@@ -49,6 +49,7 @@ class Code(enum.Enum):
         "AMB2113",
         "remove the cause; the agent tries again, as does `python -m daemonset cleanup`",
     )
+    STEP_DEFECT = ("AMB2114", "report this with the agent's log; the agent tries again")
 
     # The agent itself.
     LOADER_FAILED = ("AMB2201", "run `python3 -m bpf probe` on this node; it names what the kernel lacks")

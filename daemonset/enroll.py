@@ -131,6 +131,11 @@ class Unwanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetnsReplaced:
+    """PROVE found the pod in another namespace than before (a new sandbox): all else is to be done again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZtunnelConnected:
     """A ztunnel connected; it knows nothing of earlier sessions. Sessions count from 1."""
 
@@ -163,7 +168,16 @@ class RetryDue:
     """The wait after a failure is over."""
 
 
-Event = Wanted | Unwanted | ZtunnelConnected | ZtunnelDisconnected | StepSucceeded | StepFailed | RetryDue
+Event = (
+    Wanted
+    | Unwanted
+    | NetnsReplaced
+    | ZtunnelConnected
+    | ZtunnelDisconnected
+    | StepSucceeded
+    | StepFailed
+    | RetryDue
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +276,9 @@ def apply(state: Enrollment, event: Event) -> Enrollment:
             return _wanted(state, changed=changed)
         case Unwanted(gone=gone):
             return _unwanted(state, gone=gone)
+        case NetnsReplaced():
+            # Captured before: capture the new one before anything else too.
+            return replace(state, done=frozenset(), closed=state.closed or state.captured)
         case ZtunnelConnected(session=session):
             return _session(state, session)
         case ZtunnelDisconnected():
