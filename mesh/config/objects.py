@@ -159,9 +159,9 @@ def parse_documents(text: str, file: str) -> tuple[list[RawObject], list[Rejecti
                 key = _key_of(loader, node)
                 rejections.append(Rejection(file=file, line=refused.line, reason=refused.reason, key=key))
     except yaml.YAMLError as error:
-        rejections.append(
-            Rejection(file=file, line=_line_of(error), reason=f"not YAML: {_problem_of(error)}")
-        )
+        # An end of file is reported one line behind the last.
+        line = min(_line_of(error), text.count("\n") + 1)
+        rejections.append(Rejection(file=file, line=line, reason=f"not YAML: {_problem_of(error)}"))
     except RecursionError:
         rejections.append(Rejection(file=file, line=1, reason=f"nested deeper than {MAX_DEPTH} levels"))
     finally:
