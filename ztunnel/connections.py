@@ -15,6 +15,7 @@ from typing import Protocol
 from mesh.authz.evaluate import Connection as PolicyView
 from mesh.model.workload import Workload
 from mesh.runtime.clock import Clock
+from mesh.runtime.notify import Signal
 from mesh.telemetry.metrics import (
     CONNECTIONS_CLOSED,
     CONNECTIONS_FAILED,
@@ -35,12 +36,12 @@ class Joined(Protocol):
     """The running byte loop of a connection, as the table needs it (`mesh.net.relay.Relay`)."""
 
     @property
-    def to_server(self) -> int:
+    def sent(self) -> int:
         """Bytes that have gone from client to server."""
         ...
 
     @property
-    def to_client(self) -> int:
+    def received(self) -> int:
         """Bytes that have gone from server to client."""
         ...
 
@@ -86,6 +87,7 @@ class Connections:
         self._recorder = recorder
         self._live: dict[int, LiveConnection] = {}
         self._numbers = itertools.count(1)
+        self._emptied = Signal()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -122,6 +124,8 @@ class Connections:
             return
         row.done = True
         del self._live[row.number]
+        if not self._live:
+            self._emptied.fire()
         if row.ending is not None:
             reason, detail = row.ending
         flow = row.flow
@@ -138,8 +142,8 @@ class Connections:
             flow,
             reason,
             detail,
-            to_server=row.relay.to_server,
-            to_client=row.relay.to_client,
+            to_server=row.relay.sent,
+            to_client=row.relay.received,
             duration_s=duration_s,
         )
 
@@ -159,6 +163,11 @@ class Connections:
         for row in chosen:
             self.close(row, reason, detail)
         return len(chosen)
+
+    async def wait_empty(self) -> None:
+        """Return once no connection is live."""
+        while self._live:
+            await self._emptied.wait()
 
     def judge_again(
         self, changes: Changes, store: Store, local: Callable[[str], Workload | None]
@@ -192,7 +201,7 @@ class Connections:
     def _count(self, row: LiveConnection) -> None:
         if row.relay is None:
             return
-        to_server, to_client = row.relay.to_server, row.relay.to_client
+        to_server, to_client = row.relay.sent, row.relay.received
         if to_server > row.counted_to_server:
             self._recorder.add(RECEIVED_BYTES, row.labels, to_server - row.counted_to_server)
             row.counted_to_server = to_server

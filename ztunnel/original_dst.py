@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from mesh.model.address import decode_ip
 from ztunnel.sockets import Peer, parse_sockaddr
 
+PLAINTEXT_PORT = 15006
 SO_ORIGINAL_DST = 80
 SO_CAPTURE_SOURCE = 82
 """Ours: `struct {u64 netns_cookie; u32 workload_id; u32 flags}` of the caller, native order."""
@@ -79,3 +80,18 @@ def read_original_dst(sock: socket.socket, netns_cookie: int) -> Captured:
     if original == parse_sockaddr(sock.getsockname()):
         raise NotCapturedError("the original destination is the listener itself")
     return Captured(original=original, netns_cookie=cookie)
+
+
+def inbound_dst(sock: socket.socket) -> Peer:
+    """Return where a plaintext connection into a pod wanted to go: its own local address.
+
+    Captured by a netfilter REDIRECT the local address is the listener's; then netfilter knows.
+    """
+    local = parse_sockaddr(sock.getsockname())
+    level = socket.IPPROTO_IPV6 if sock.family == socket.AF_INET6 else socket.IPPROTO_IP
+    if local.port != PLAINTEXT_PORT:
+        return local
+    try:
+        return decode_sockaddr(sock.getsockopt(level, SO_ORIGINAL_DST, 28))
+    except (OSError, ValueError):
+        return local

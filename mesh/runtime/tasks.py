@@ -63,5 +63,5 @@ def create_task(coro: Coroutine[object, object, T], *, name: str, owner: TaskOwn
         coro.close()
         raise RuntimeError(f"{owner.name} is closed; task {name} not started")
     task = asyncio.get_running_loop().create_task(coro, name=name)
-    owner._add(task)  # type: ignore[arg-type]
+    owner._add(task)
     return task

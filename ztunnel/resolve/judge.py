@@ -29,15 +29,17 @@ class Judgement:
 
 
 def judge(store: Store, workload: Workload, connection: Connection) -> Judgement:
-    """Judge a connection to `workload` by the policies in force for it now; what cannot be judged is denied."""
+    """Judge a connection to `workload` by the policies in force now; what cannot be judged is denied."""
     policies = store.policies_for(workload)
     who = str(connection.source_identity or "a peer without identity")
-    asked = f"{who} ({connection.source_ip}) to {workload.namespace}/{workload.name}:{connection.destination_port}"
+    where = f"{workload.namespace}/{workload.name}:{connection.destination_port}"
+    asked = f"{who} ({connection.source_ip}) to {where}"
     if policies.unusable:
         return Judgement(
             allowed=False,
             reason=Reason.POLICY_UNKNOWN,
-            detail=f"denied {asked}: {policies.unusable}; see /config_dump of this ztunnel and the controller's log",
+            detail=f"denied {asked}: {policies.unusable}; "
+            "see /config_dump of this ztunnel and the controller's log",
         )
     verdict = evaluate(policies.policies, connection)
     if verdict.allowed:
