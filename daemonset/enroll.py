@@ -81,6 +81,7 @@ UNDOES = {
     Step.RETRACT: Step.OFFER,
     Step.UNROUTE: Step.ROUTE,
 }
+_CAPTURE = frozenset({Step.OFFER, Step.CAPTURE_IN, Step.CAPTURE_OUT})
 _OF_REVISION = frozenset({Step.PROVE, Step.CAPTURE_OUT, Step.PUBLISH})
 _OF_SESSION = frozenset({Step.OFFER, Step.LISTEN})
 
@@ -196,6 +197,9 @@ class Enrollment:
     footprint: frozenset[Step] = field(default_factory=frozenset)
     """Acquiring steps that may have left something: begun and not undone."""
     grace_due: bool = False
+    unwinding: bool = False
+    """Capture is being undone: goes through to RETRACT even if the pod is wanted again, since with the
+    record go the entries of ztunnel's listeners, and only listeners opened anew enter the table again."""
     running: Step | None = None
     failure: Failure | None = None
     last_failed: tuple[Step, int] | None = None
@@ -221,7 +225,8 @@ def next_step(state: Enrollment) -> Ticket | None:
     """Return what to do now; None: nothing, or something is running or waited for."""
     if state.running is not None or state.failure is not None or state.forgotten:
         return None
-    step = _next_acquiring(state) if state.wanted else _next_releasing(state)
+    acquiring = state.wanted and not state.unwinding
+    step = _next_acquiring(state) if acquiring else _next_releasing(state)
     if step is None:
         return None
     return Ticket(step=step, revision=state.revision, session=state.session)
@@ -238,7 +243,8 @@ def _next_acquiring(state: Enrollment) -> Step | None:
 
 
 def _next_releasing(state: Enrollment) -> Step | None:
-    for step in RELEASE_ORDER:
+    order = RELEASE_ORDER if not state.wanted else (Step.RELEASE_OUT, Step.RELEASE_IN, Step.RETRACT)
+    for step in order:
         if step is Step.GRACE:
             if state.grace_due and not state.gone:
                 return step
@@ -262,7 +268,10 @@ def begin(state: Enrollment, ticket: Ticket) -> Enrollment:
         done -= {UNDOES[ticket.step]}
     # Half captured must become captured, whatever happens to ztunnel.
     closed = state.closed or ticket.step is Step.CAPTURE_IN
-    return replace(state, running=ticket.step, footprint=footprint, done=done, closed=closed)
+    unwinding = state.unwinding or ticket.step is Step.RELEASE_OUT
+    return replace(
+        state, running=ticket.step, footprint=footprint, done=done, closed=closed, unwinding=unwinding
+    )
 
 
 def apply(state: Enrollment, event: Event) -> Enrollment:
@@ -324,7 +333,9 @@ def _succeeded(state: Enrollment, ticket: Ticket) -> Enrollment:
         state = replace(state, last_failed=None)
     if step is Step.FORGET:
         # Wanted again meanwhile: start over, nothing is in place.
-        return replace(state, forgotten=not state.wanted, done=frozenset(), footprint=frozenset())
+        return replace(
+            state, forgotten=not state.wanted, done=frozenset(), footprint=frozenset(), unwinding=False
+        )
     if step is Step.GRACE:
         return replace(state, grace_due=False)
     if step in UNDOES:
@@ -333,8 +344,14 @@ def _succeeded(state: Enrollment, ticket: Ticket) -> Enrollment:
             undone.add(Step.LISTEN)
         closed = state.closed and step is not Step.RELEASE_IN
         due = state.grace_due or (step is Step.WITHDRAW and not state.wanted)
+        left = state.footprint - undone
         return replace(
-            state, footprint=state.footprint - undone, done=state.done - undone, grace_due=due, closed=closed
+            state,
+            footprint=left,
+            done=state.done - undone,
+            grace_due=due,
+            closed=closed,
+            unwinding=state.unwinding and not left.isdisjoint(_CAPTURE),
         )
     stale = (step in _OF_REVISION and ticket.revision != state.revision) or (
         step in _OF_SESSION and ticket.session != state.session
@@ -344,7 +361,7 @@ def _succeeded(state: Enrollment, ticket: Ticket) -> Enrollment:
 
 def _failed(state: Enrollment, ticket: Ticket, code: Code, reason: str) -> Enrollment:
     releasing = ticket.step not in GENTLE_ORDER
-    if releasing is state.wanted:
+    if releasing is (state.wanted and not state.unwinding):
         return state  # The wish changed meanwhile; the failure is of no further interest.
     if ticket.step in _OF_SESSION and ticket.session != state.session:
         return state  # It failed because its ztunnel went away.
@@ -368,5 +385,7 @@ def validate(state: Enrollment) -> None:
         assert Step.CAPTURE_IN in state.footprint, "outbound is captured towards nothing"
     if Step.CAPTURE_IN in state.footprint:
         assert state.closed, "captured, and yet a lost ztunnel would leave it half captured"
+    if state.unwinding:
+        assert not state.footprint.isdisjoint(_CAPTURE), "unwinding with nothing to unwind"
     if state.forgotten:
         assert not state.footprint, "forgotten with something in place"

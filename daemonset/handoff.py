@@ -124,7 +124,7 @@ class Handoff:
                     # Looked up again when its turn comes: it may have left or moved meanwhile.
                     if (offer := self._offers().get(uid)) is not None:
                         await self._snapshot_entry(session, offer)
-                error = await self._bounded(link.snapshot_sent())
+                error = await self._bounded(link, link.snapshot_sent())
         except StepError as error_:
             _log.warning("ztunnel %s got no snapshot: %s", peer, error_.reason)
             link.close()
@@ -142,7 +142,7 @@ class Handoff:
 
     async def _snapshot_entry(self, session: _Session, offer: Offer) -> None:
         if offer.netns_fd is None:
-            error = await self._bounded(session.link.keep(offer.uid))
+            error = await self._bounded(session.link, session.link.keep(offer.uid))
         else:
             error = await self._add(session, offer, offer.netns_fd)
         if not error:
@@ -189,7 +189,7 @@ class Handoff:
         for session in list(self._sessions):
             async with session.lock:
                 try:
-                    error = await self._bounded(session.link.delete(uid))
+                    error = await self._bounded(session.link, session.link.delete(uid))
                 except StepError as lost:
                     if lost.code is Code.ZTUNNEL_ABSENT:
                         continue
@@ -202,15 +202,17 @@ class Handoff:
         # A duplicate, so that no one can close or reuse the number before it is sent.
         duplicate = os.dup(netns_fd)
         try:
-            return await self._bounded(session.link.add(offer, duplicate))
+            return await self._bounded(session.link, session.link.add(offer, duplicate))
         finally:
             os.close(duplicate)
 
-    async def _bounded(self, call: Awaitable[str]) -> str:
+    async def _bounded(self, link: Link, call: Awaitable[str]) -> str:
         try:
             async with asyncio.timeout(self._ack_timeout_s):
                 return await call
         except TimeoutError as error:
+            # Its late answer would be taken for that of the next request: the session is over.
+            link.close()
             raise StepError(
                 Code.ZTUNNEL_REFUSED, f"ztunnel did not answer within {self._ack_timeout_s:g} s"
             ) from error

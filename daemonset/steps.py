@@ -52,7 +52,7 @@ class Maps(Protocol):
         """Remove a pod's record, if there is one."""
         ...
 
-    def missing_listeners(self, cookie: int) -> Collection[str]:
+    def missing_listeners(self, cookie: int, addresses: Iterable[IPAddress]) -> Collection[str]:
         """Return which kinds of ztunnel's listeners are not in the map."""
         ...
 
@@ -194,7 +194,7 @@ class AgentSteps:
     async def _listen(self, subject: Subject) -> None:
         cookie = _space(subject).cookie
         deadline_s = self.clock.monotonic() + self.ack_timeout_s
-        while missing := self.maps.missing_listeners(cookie):
+        while missing := self.maps.missing_listeners(cookie, subject.addresses):
             if self.clock.monotonic() >= deadline_s:
                 raise StepError(
                     Code.LISTENERS_MISSING,

@@ -21,6 +21,10 @@ class Driver:
         self.state = state
         self.world: set[Step] = set(state.footprint)
         self.trace: list[Step] = []
+        self.had = False
+        """ztunnel has the pod."""
+        self.listeners = False
+        """Its listeners are in the table; they leave it with the record (`NodeMaps.unenroll`)."""
         self.ticket: enroll.Ticket | None = None
 
     def event(self, event: enroll.Event) -> None:
@@ -47,6 +51,14 @@ class Driver:
             self.world.discard(enroll.UNDOES[ticket.step])
             if ticket.step is Step.RETRACT:
                 self.world.discard(Step.LISTEN)
+            if ticket.step is Step.RELEASE_OUT:
+                self.listeners = False
+        if ticket.step is Step.OFFER and succeed:
+            # ztunnel opens listeners only for a pod that it does not have.
+            self.listeners = self.listeners or not self.had
+            self.had = True
+        if ticket.step is Step.RETRACT and succeed:
+            self.had = self.listeners = False
         if ticket.step is Step.FORGET and succeed:
             self.world.discard(Step.PROVE)
         if succeed:
@@ -216,6 +228,36 @@ def test_a_failure_of_the_way_in_does_not_delay_the_way_out() -> None:
     assert driver.trace[-1] is Step.FORGET
 
 
+def test_a_pod_wanted_again_while_it_is_released_gets_listeners_that_count() -> None:
+    driver = Driver(connected())
+    driver.run()
+    driver.event(enroll.Unwanted())
+    driver.trace.clear()
+    while driver.trace[-1:] != [Step.RELEASE_OUT]:
+        assert driver.start()
+        driver.finish()
+    driver.event(enroll.Wanted())
+    driver.run()
+    assert driver.trace[3:6] == [Step.RELEASE_IN, Step.RETRACT, Step.OFFER]
+    assert driver.state.enrolled
+    assert driver.listeners
+
+
+def test_a_failing_release_of_a_pod_wanted_again_waits_between_tries() -> None:
+    driver = Driver(connected())
+    driver.run()
+    driver.event(enroll.Unwanted(gone=True))
+    while driver.trace[-1:] != [Step.RELEASE_OUT]:
+        assert driver.start()
+        if driver.trace[-1] is not Step.RELEASE_OUT:
+            driver.finish()
+    driver.event(enroll.Wanted())
+    driver.finish(succeed=False)
+    assert driver.state.failure is not None
+    driver.run()
+    assert driver.state.enrolled
+
+
 def test_recovered_pods_stay_captured_while_each_step_is_done_again() -> None:
     footprint = frozenset(enroll.GENTLE_ORDER)
     driver = Driver(connected(closed=True, footprint=footprint))
@@ -240,8 +282,15 @@ ACTIONS = st.sampled_from(
 
 
 @settings(max_examples=400, deadline=None)
-@given(closed=st.booleans(), actions=st.lists(ACTIONS, max_size=60), wanted=st.booleans())
-def test_any_order_of_events_converges(*, closed: bool, actions: list[str], wanted: bool) -> None:
+@given(
+    closed=st.booleans(),
+    actions=st.lists(ACTIONS, max_size=60),
+    wanted=st.booleans(),
+    reconnect=st.booleans(),
+)
+def test_any_order_of_events_converges(
+    *, closed: bool, actions: list[str], wanted: bool, reconnect: bool
+) -> None:
     driver = Driver(Enrollment(closed=closed))
     session = 0
     for action in actions:
@@ -259,6 +308,7 @@ def test_any_order_of_events_converges(*, closed: bool, actions: list[str], want
                 driver.event(enroll.Unwanted(gone=action == "gone"))
             case "up":
                 session += 1
+                driver.had = driver.listeners = False
                 driver.event(enroll.ZtunnelConnected(session=session))
             case "down":
                 driver.event(enroll.ZtunnelDisconnected())
@@ -269,11 +319,14 @@ def test_any_order_of_events_converges(*, closed: bool, actions: list[str], want
         assert driver.world <= driver.state.footprint
         assert not (Step.CAPTURE_OUT in driver.world and Step.CAPTURE_IN not in driver.world)
         assert not (Step.PUBLISH in driver.state.done and Step.CAPTURE_IN not in driver.world)
-    driver.event(enroll.ZtunnelConnected(session=session + 1))
+    if reconnect or not driver.state.session:
+        driver.had = driver.listeners = False
+        driver.event(enroll.ZtunnelConnected(session=session + 1))
     driver.event(enroll.Wanted() if wanted else enroll.Unwanted())
     driver.run()
     if wanted:
         assert driver.state.enrolled
+        assert driver.listeners
         assert driver.world == set(enroll.GENTLE_ORDER)
     else:
         assert driver.state.forgotten

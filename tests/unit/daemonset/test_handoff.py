@@ -168,6 +168,7 @@ def test_a_ztunnel_that_does_not_answer_is_named_by_the_deadline() -> None:
         ztunnel.hold = asyncio.Event()
         with pytest.raises(StepError, match=r"0\.05 s"):
             await s.handoff.offer(s.offer("u1"))
+        assert ztunnel.closed
 
     run(scenario)
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes everything of the agent off a node: `python -m daemonset cleanup`.
+
+Needs no running agent and no objects: it goes by the agent's files and the pins. Order as
+in leaving the mesh: nothing announces HBONE any more, then capture ends, then routes and
+files go. Whatever cannot be removed is named at the end; the rest is removed all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from daemonset import loader, netns
+from daemonset.bpffs import Pins
+from daemonset.config import Settings
+from daemonset.pods import Pod
+from daemonset.steps import KernelNetwork
+from daemonset.store import EnrollmentFiles, PodFiles, Remembered
+from daemonset.worker import Subject
+
+_log = logging.getLogger("ambit.agent.cleanup")
+
+
+class Cleanup:
+    """One run; `problems` says what stayed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.removed: list[str] = []
+        self.problems: list[str] = []
+
+    async def run(self) -> bool:
+        """Remove everything; return whether nothing stayed."""
+        settings = self._settings
+        enrollments = EnrollmentFiles(settings.status_dir, settings.node)
+        for uid, (namespace, name) in enrollments.published().items():
+            self._try(
+                f"Enrollment {namespace}/{name}",
+                lambda n=namespace, m=name, u=uid: enrollments.withdraw(n, m, u),  # type: ignore[misc]
+            )
+        self._release_maps()
+        files = PodFiles(settings.run_dir)
+        known = files.load()
+        for pod in known.values():
+            self._try(f"mark route of {pod.namespace}/{pod.name}", lambda p=pod: self._unroute(p))  # type: ignore[misc]
+            self._try(f"file of {pod.namespace}/{pod.name}", lambda p=pod: files.remove(p.uid))  # type: ignore[misc]
+        await self._unload()
+        for path in (settings.zds_socket, settings.cni_socket):
+            if path.exists():
+                self._try(str(path), path.unlink)
+        self._remove_empty(settings.run_dir / "pods")
+        return not self.problems
+
+    def _try(self, what: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (OSError, netns.NetnsError) as error:
+            self.problems.append(f"{what}: {error}")
+        else:
+            self.removed.append(what)
+
+    def _release_maps(self) -> None:
+        try:
+            pins = Pins(self._settings.bpffs)
+            records, lookups = pins.records(), pins.lookups()
+        except OSError as error:
+            _log.info("no usable pins in %s: %s", self._settings.bpffs, error)
+            return
+        for cookie in records:
+            self._try(f"record of netns cookie {cookie}", lambda c=cookie: pins.remove_record(c))  # type: ignore[misc]
+        for uid in lookups:
+            self._try(f"sk_lookup link of pod {uid}", lambda u=uid: pins.detach_lookup(u))  # type: ignore[misc]
+
+    def _unroute(self, pod: Remembered) -> None:
+        subject = Subject(
+            pod=Pod(uid=pod.uid, namespace=pod.namespace, name=pod.name),
+            remembered=pod,
+            cni_netns=pod.netns_path,
+        )
+        with netns.open_netns("/proc/self/ns/net") as node:
+            network = KernelNetwork(node=node, pods_cgroup=self._settings.pods_cgroup, cluster_dns=())
+            space = network.reopen(subject)
+            if space is not None:
+                with space:
+                    network.remove_route(space)
+
+    async def _unload(self) -> None:
+        settings = self._settings
+        try:
+            await loader.run(
+                settings.bpf_python,
+                ["unload", "--bpffs", str(settings.bpffs)],
+                timeout_s=settings.load_timeout_s,
+            )
+        except loader.LoaderError as error:
+            self.problems.append(f"BPF programs and maps: {error.reason}; {error.code.remedy}")
+        else:
+            self.removed.append(f"BPF programs and maps in {settings.bpffs}")
+
+    def _remove_empty(self, directory: Path) -> None:
+        if directory.is_dir() and not any(directory.iterdir()):
+            self._try(str(directory), directory.rmdir)

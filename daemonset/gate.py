@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may be ztunnel: root, visible here, and in the cgroup that is ztunnel's.
+
+The same cgroup is what the BPF programs know ztunnel by, so a process that is not in it
+could not open listeners that count, whatever it is handed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemonset import cgroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Credentials of a connected process, as the kernel gives them."""
+
+    pid: int
+    uid: int
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} uid {self.uid}"
+
+
+class ForeignPeerError(Exception):
+    """The process is not ztunnel; says what it is."""
+
+
+def admit(peer: Peer, *, peer_cgroup: str | None, ztunnel_cgroup: str) -> None:
+    """Check a peer's credentials and cgroup; pure. Both cgroups are v2 paths below the mount.
+
+    Raises:
+        ForeignPeerError: it is not ztunnel.
+    """
+    if peer.uid != 0:
+        raise ForeignPeerError(f"{peer} is not root")
+    if peer.pid == 0:
+        raise ForeignPeerError("the process is in another pid namespace, so it cannot be told who it is")
+    if peer_cgroup is None:
+        raise ForeignPeerError(f"{peer} has ended")
+    if peer_cgroup != ztunnel_cgroup and not peer_cgroup.startswith(ztunnel_cgroup + "/"):
+        raise ForeignPeerError(f"{peer} runs in cgroup {peer_cgroup}, not in ztunnel's {ztunnel_cgroup}")
+
+
+class Gate:
+    """Admits peers and tells their cgroup ids."""
+
+    def __init__(self, ztunnel_cgroup: Path) -> None:
+        """Create it.
+
+        Raises:
+            OSError: cgroup v2 is not mounted, or the directory is not below it.
+        """
+        mount = cgroup.v2_mount()
+        if mount is None:
+            raise OSError("cgroup v2 is not mounted; mount it (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+        if not ztunnel_cgroup.is_relative_to(mount):
+            raise OSError(f"{ztunnel_cgroup} is not below the cgroup v2 mount {mount}")
+        self._mount = mount
+        self._wanted = "/" + str(ztunnel_cgroup.relative_to(mount))
+
+    def check(self, peer: Peer) -> int:
+        """Return the cgroup id of an admitted peer.
+
+        Raises:
+            ForeignPeerError: it is not ztunnel.
+        """
+        path = cgroup.v2_path(peer.pid) if peer.pid else None
+        admit(peer, peer_cgroup=path, ztunnel_cgroup=self._wanted)
+        assert path is not None
+        try:
+            return cgroup.cgroup_id(self._mount / path.lstrip("/"))
+        except OSError as error:
+            raise ForeignPeerError(f"{peer} has ended") from error
