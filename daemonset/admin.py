@@ -34,6 +34,8 @@ class Admin:
 
     registry: Registry
     handoff: Handoff
+    refused: Callable[[], int]
+    """How many connections to the ZDS socket were not ztunnel's."""
     kernel: Kernel
     readiness: Readiness
     settings: Mapping[str, str]
@@ -149,7 +151,7 @@ class _Collector:
         yield CounterMetricFamily(
             "ambit_agent_zds_refused",
             "Connections to the ZDS socket that were not ztunnel's.",
-            value=admin.handoff.refused,
+            value=admin.refused(),
         )
         yield from self._kernel()
 

@@ -113,13 +113,21 @@ class Agent:
         )
         await self._recover(registry, pins)
         gate = Gate(settings.ztunnel_cgroup)
-        self._zds = ZdsListener(settings.zds_socket, gate, handoff, pins.set_ztunnel)
+        self._zds = ZdsListener(
+            settings.zds_socket,
+            gate,
+            handoff,
+            known=pins.ztunnel(),
+            set_ztunnel=pins.set_ztunnel,
+            ack_timeout_s=settings.ack_timeout_s,
+        )
         await self._zds.start()
         self._cni = CniServer(settings.cni_socket, registry)
         await self._cni.start()
         admin = Admin(
             registry=registry,
             handoff=handoff,
+            refused=self._refused,
             kernel=Kernel(counters=pins.counters, fill=pins.fill),
             readiness=self.readiness,
             settings=settings.describe(),
@@ -129,6 +137,9 @@ class Agent:
         create_task(self._watch(registry), name="watch objects", owner=self._tasks)
         create_task(registry.watch_departed(), name="watch departed pods", owner=self._tasks)
         create_task(self._sweep(registry, pins), name="sweep", owner=self._tasks)
+
+    def _refused(self) -> int:
+        return self._zds.refused if self._zds is not None else 0
 
     @property
     def admin_port(self) -> int:

@@ -119,6 +119,11 @@ class Pins:
         with _as_os_error():
             self._maps.set_ztunnel(cgroup_ids)
 
+    def ztunnel(self) -> frozenset[int]:
+        """Return the cgroup ids that `set_ztunnel` wrote."""
+        with _as_os_error():
+            return self._maps.ztunnel()
+
     def records(self) -> frozenset[int]:
         """Return the netns cookies that have a record."""
         with _as_os_error():

@@ -7,6 +7,8 @@ could not open listeners that count, whatever it is handed.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,7 @@ class Gate:
         if not ztunnel_cgroup.is_relative_to(mount):
             raise OSError(f"{ztunnel_cgroup} is not below the cgroup v2 mount {mount}")
         self._mount = mount
+        self._directory = ztunnel_cgroup
         self._wanted = "/" + str(ztunnel_cgroup.relative_to(mount))
 
     def check(self, peer: Peer) -> int:
@@ -74,3 +77,11 @@ class Gate:
             return cgroup.cgroup_id(self._mount / path.lstrip("/"))
         except OSError as error:
             raise ForeignPeerError(f"{peer} has ended") from error
+
+    def living(self, ids: frozenset[int]) -> frozenset[int]:
+        """Return those of several cgroup ids that ztunnel's directory and those below it still have."""
+        present = set()
+        for path, _, _ in os.walk(self._directory):
+            with contextlib.suppress(OSError):
+                present.add(cgroup.cgroup_id(Path(path)))
+        return ids & present

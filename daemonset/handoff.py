@@ -94,8 +94,6 @@ class Handoff:
         self._ack_timeout_s = ack_timeout_s
         self._sessions: list[_Session] = []
         self._count = 0
-        self.refused = 0
-        """Connections that were no ztunnel's."""
 
     @property
     def current(self) -> int:
