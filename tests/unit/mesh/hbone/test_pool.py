@@ -15,7 +15,9 @@ KEY = PoolKey(
     port=15008,
     source_ip=ip_address("10.0.0.1"),
 )
-SMALL = PoolLimits(max_connections=3, max_connections_per_key=2, max_waiting=3, tunnels_per_dial=2, idle_timeout_s=10)
+SMALL = PoolLimits(
+    max_connections=3, max_connections_per_key=2, max_waiting=3, tunnels_per_dial=2, idle_timeout_s=10
+)
 
 
 @dataclass(eq=False)
