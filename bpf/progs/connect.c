@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* cgroup/connect4, connect6: what a pod dials goes to the pod's own address and a capture port, where only
+ * sk_lookup answers; what it asked for stays in the socket. DNS over UDP goes to ztunnel's resolver. */
+#include "ambit_abi.h"
+#include "ambit_maps.h"
+#include "ambit_helpers.h"
+#include "ambit_dns.h"
+
+static __always_inline int refuse(u32 reason, int error)
+{
+	count(reason);
+	bpf_set_retval(-error);
+	return 0;
+}
+
+/* A source port that the client has bound may be in use towards some capture ports: the 4-tuple differs from
+ * another connection's in nothing else. Take the first free one from where the destination's hash points; a
+ * tuple in TIME_WAIT only if there is no better, since the kernel may not reuse it yet. */
+static __always_inline u32 free_port(struct bpf_sock_addr *ctx, const struct ambit_addr *self, u32 bound, u32 start)
+{
+	struct bpf_sock_tuple tuple;
+	u32 waiting = 0;
+
+	for (u32 i = 0; i < AMBIT_CAPTURE_COUNT; i++) {
+		u32 port = AMBIT_CAPTURE_FIRST + ((start + i) & (AMBIT_CAPTURE_COUNT - 1));
+		struct bpf_sock *used;
+		u32 state;
+
+		if (port == bound)
+			continue;
+		__builtin_memset(&tuple, 0, sizeof(tuple));
+		/* The tuple is that of an arriving segment: it comes from the capture side. */
+		if (addr_is4(self)) {
+			tuple.ipv4.saddr = self->w[3];
+			tuple.ipv4.daddr = self->w[3];
+			tuple.ipv4.sport = bpf_htons(port);
+			tuple.ipv4.dport = bpf_htons(bound);
+			used = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+		} else {
+			for (int w = 0; w < 4; w++)
+				tuple.ipv6.saddr[w] = tuple.ipv6.daddr[w] = self->w[w];
+			tuple.ipv6.sport = bpf_htons(port);
+			tuple.ipv6.dport = bpf_htons(bound);
+			used = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+		}
+		if (!used)
+			return port;
+		state = used->state;
+		bpf_sk_release(used);
+		if (state == BPF_TCP_LISTEN)
+			return port;
+		if (state == BPF_TCP_TIME_WAIT && !waiting)
+			waiting = port;
+	}
+	return waiting;
+}
+
+/* Decide on one connect: 1 and *to, *port set: rewrite; 1 and *port 0: leave alone; 0: refuse. */
+static __always_inline int decide(struct bpf_sock_addr *ctx, const struct ambit_addr *asked, struct ambit_addr *to,
+				  u32 *port)
+{
+	u64 cookie = bpf_get_netns_cookie(ctx);
+	struct ambit_pod *pod = pods.lookup(&cookie);
+	struct bpf_sock *sk = ctx->sk;
+	u32 protocol = ctx->protocol;
+	struct ambit_record *origin;
+	struct ambit_addr *self;
+	u32 start;
+
+	*port = 0;
+	if (!pod || !sk)
+		return 1;
+	/* A socket can connect again: what an earlier connect left must not speak for this one. */
+	origins.sk_storage_delete(sk);
+	if (is_ztunnel())
+		return 1;
+	if (protocol == AMBIT_UDP) {
+		int index = resolver_index(pod, asked, ctx->user_port);
+
+		if (index >= 0) {
+			count(AMBIT_C_DNS_REDIRECTED);
+			dns_target(asked, index, to, port);
+		} else if ((pod->flags & AMBIT_POD_DENY_NON_TCP) && !addr_local(asked) && !pod_owns(pod, asked)) {
+			return refuse(AMBIT_C_NON_TCP_DENIED, AMBIT_ECONNREFUSED);
+		} else {
+			return 1;
+		}
+	} else if (protocol == AMBIT_TCP || protocol == AMBIT_MPTCP) {
+		if (addr_local(asked) || pod_owns(pod, asked))
+			return 1;
+		self = addr_is4(asked) ? &pod->self4 : &pod->self6;
+		if (!addr_set(self))
+			return refuse(AMBIT_C_NO_ADDRESS, AMBIT_ENETUNREACH);
+		*to = *self;
+		start = flow_hash(asked, ctx->user_port);
+		if (sk->src_port)
+			*port = free_port(ctx, to, sk->src_port, start);
+		else
+			/* The kernel picks the source port: spread, so that a small range serves 64 times. */
+			*port = AMBIT_CAPTURE_FIRST + (bpf_get_prandom_u32() & (AMBIT_CAPTURE_COUNT - 1));
+		if (!*port)
+			return refuse(AMBIT_C_NO_CAPTURE_PORT, AMBIT_EADDRNOTAVAIL);
+		count(AMBIT_C_CAPTURED);
+	} else if (pod->flags & AMBIT_POD_DENY_NON_TCP) {
+		return refuse(AMBIT_C_NON_TCP_DENIED, AMBIT_ECONNREFUSED);
+	} else {
+		return 1;
+	}
+	origin = origins.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!origin)
+		return refuse(AMBIT_C_NO_STORAGE, AMBIT_ECONNREFUSED);
+	origin->destination = *asked;
+	origin->port = ctx->user_port;
+	origin->workload_id = pod->workload_id;
+	origin->netns_cookie = cookie;
+	origin->born_ns = bpf_ktime_get_ns();
+	return 1;
+}
+
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct ambit_addr asked, to;
+	u32 port;
+
+	addr4(&asked, ctx->user_ip4);
+	if (!decide(ctx, &asked, &to, &port))
+		return 0;
+	if (port) {
+		ctx->user_ip4 = to.w[3];
+		barrier();
+		ctx->user_port = bpf_htons(port);
+	}
+	return 1;
+}
+
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct ambit_addr asked, to;
+	u32 port;
+
+	read6(ctx, &asked);
+	if (!decide(ctx, &asked, &to, &port))
+		return 0;
+	if (port) {
+		write6(ctx, &to);
+		ctx->user_port = bpf_htons(port);
+	}
+	return 1;
+}
