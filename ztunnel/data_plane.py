@@ -134,8 +134,8 @@ class DataPlane:
             f"pod {member.pod.info} left the node or the mesh",
         )
         self.inbound.close_pod(uid)
-        self.dialer.close_pod(uid)
         await member.pod.close()
+        self.dialer.close_pod(uid)
         _log.info("pod %s (%s) is no longer served", member.pod.info, uid)
         return True
 

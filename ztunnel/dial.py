@@ -1,72 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening tunnels: pooled HBONE connections from inside a pod, peers verified by exact identity.
 
-A connection is shared only by tunnels with the same pod, source identity, expected peer
-identities and address. Concurrent first users wait for one handshake.
+Which connection a tunnel takes is `mesh.hbone.pool`'s decision; this file does its I/O.
+Concurrent first users wait for one handshake.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from weakref import WeakKeyDictionary
 
 from mesh.hbone.driver import ClientTunnel, HboneConnection, Role
 from mesh.hbone.frames import TunnelError, TunnelLimitError
 from mesh.hbone.limits import Limits
+from mesh.hbone.pool import Pool, PoolKey, PoolLimits, Step
 from mesh.hbone.tunnel import REASON_HEADER
 from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.identity.verify import require_identity
-from mesh.model.address import IPAddress
+from mesh.model.address import format_host_port
 from mesh.model.workload import Workload
 from mesh.telemetry.reasons import Reason
 from ztunnel.plane import Plane, Pod
 from ztunnel.resolve.decide import Upstream
 from ztunnel.sockets import DialError, Peer, dial
 
-_log = logging.getLogger("ztunnel.dial")
-
 ATTEMPTS = 3
 """Connections tried for one tunnel when a pooled one turns out to be dead or full."""
+MAX_CONNECTIONS_PER_KEY = 64
+"""With 100 to 200 tunnels each: far more than one pod's ports towards one destination."""
 
-
-@dataclass(frozen=True, slots=True)
-class PoolKey:
-    """What two tunnels must share to share a connection."""
-
-    pod: str
-    """uid: connections start in the pod's own namespace, so with its address."""
-    source: str
-    identities: frozenset[str]
-    address: IPAddress
-    port: int
-
-
-class _Slot:
-    """The connections of one key."""
-
-    def __init__(self) -> None:
-        self.ready: list[_Pooled] = []
-        self.opening: asyncio.Future[_Pooled] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Pooled:
-    connection: HboneConnection
-    identity: str
-    idle_since_s: float
-    used: bool = False
+Waiter = asyncio.Future[None]
 
 
 class TunnelDialer:
-    """Opens tunnels for all pods of a worker; owns its pooled connections. Loop thread only."""
+    """Opens tunnels for all pods of a worker; owns their pooled connections. Loop thread only.
+
+    Each pod has a pool of its own: its connections start in its own namespace.
+    """
 
     def __init__(self, plane: Plane, limits: Limits) -> None:
         self._plane = plane
         self._limits = limits
-        self._slots: dict[PoolKey, _Slot] = {}
+        self._pools: dict[str, Pool[HboneConnection]] = {}
+        self._identities: WeakKeyDictionary[HboneConnection, str] = WeakKeyDictionary()
 
     async def open(
         self, pod: Pod, source: Workload, upstream: Upstream, headers: Sequence[tuple[bytes, bytes]]
@@ -76,22 +54,31 @@ class TunnelDialer:
         Raises:
             DialError: no connection, another identity, or the peer refused; says why.
         """
-        assert upstream.address is not None
-        key = PoolKey(pod.info.uid, source.identity, upstream.identities, upstream.address, upstream.port)
+        address = upstream.address
+        assert address is not None
+        own = [own for own in source.addresses if own.version == address.version]
+        key = PoolKey(
+            source_identity=source.identity,
+            destination_identities=upstream.identities,
+            address=address,
+            port=upstream.port,
+            source_ip=own[0] if own else None,
+        )
         for attempt in range(1, ATTEMPTS + 1):
-            pooled = await self._connection(key, pod)
-            fresh, pooled.used = not pooled.used, True
+            connection, fresh = await self._connection(key, pod)
             try:
-                tunnel = pooled.connection.open_tunnel(upstream.authority, headers)
+                tunnel = connection.open_tunnel(upstream.authority, headers)
             except TunnelLimitError:
                 continue
             try:
-                return await self._answered(tunnel, upstream), pooled.identity
+                return await self._answered(tunnel, upstream), self._identities[connection]
             except TunnelError as error:
                 # A pooled connection may have died unseen: CONNECT was not answered, so ask again.
                 if (fresh and not error.retryable) or attempt == ATTEMPTS:
                     raise DialError(error.reason, f"tunnel to {upstream.authority}: {error}") from error
-        raise DialError(Reason.LIMIT_EXCEEDED, f"no HBONE connection to {key.address} takes a further tunnel")
+        raise DialError(
+            Reason.LIMIT_EXCEEDED, f"no HBONE connection to {address} takes a further tunnel; retry later"
+        )
 
     async def _answered(self, tunnel: ClientTunnel, upstream: Upstream) -> ClientTunnel:
         limit = self._plane.config.tunnel_timeout_s
@@ -118,42 +105,55 @@ class TunnelDialer:
             f"{named or reason.text}; the log of the ztunnel on its node says more",
         )
 
-    async def _connection(self, key: PoolKey, pod: Pod) -> _Pooled:
+    async def _connection(self, key: PoolKey, pod: Pod) -> tuple[HboneConnection, bool]:
+        """Return a connection with room, and whether it was dialled for this caller."""
+        pool = self._pools.get(pod.info.uid)
+        if pool is None:
+            limits = PoolLimits(
+                max_connections_per_key=MAX_CONNECTIONS_PER_KEY, idle_timeout_s=self._plane.config.pool_idle_s
+            )
+            pool = self._pools[pod.info.uid] = Pool(limits)
         while True:
-            slot = self._slots.setdefault(key, _Slot())
-            for pooled in slot.ready:
-                if pooled.connection.usable:
-                    return pooled
-            if slot.opening is None:
-                return await self._open(key, slot, pod)
-            try:
-                await asyncio.shield(slot.opening)
-            except asyncio.CancelledError:
-                if slot.opening is None or not slot.opening.cancelled():
+            waiter: Waiter = asyncio.get_running_loop().create_future()
+            step = pool.acquire(key, waiter)
+            if step is Step.DIAL:
+                return await self._dial(pool, key, pod), True
+            if step is Step.WAIT:
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    pool.cancel(key, waiter)
                     raise
-                # The one who was opening gave up, we did not: open it ourselves.
+            elif step is Step.FULL:
+                raise DialError(
+                    Reason.LIMIT_EXCEEDED,
+                    f"pod {pod.info} has {len(pool)} HBONE connections, at most {MAX_CONNECTIONS_PER_KEY} "
+                    "to one peer, and all are full",
+                )
+            else:
+                return step, False
 
-    async def _open(self, key: PoolKey, slot: _Slot, pod: Pod) -> _Pooled:
-        slot.opening = future = asyncio.get_running_loop().create_future()
+    async def _dial(self, pool: Pool[HboneConnection], key: PoolKey, pod: Pod) -> HboneConnection:
         try:
-            pooled = await self._handshake(key, slot, pod)
+            connection = await self._handshake(pool, key, pod)
         except DialError as error:
-            future.set_exception(error)
-            future.exception()  # Perhaps nobody else waits.
+            for waiter in pool.failed(key):
+                _fail(waiter, error)
             raise
         except BaseException:
-            future.cancel()
+            # This caller gave up, the others did not: they start again.
+            for waiter in pool.failed(key):
+                _wake(waiter)
             raise
-        else:
-            slot.ready.append(pooled)
-            future.set_result(pooled)
-            return pooled
-        finally:
-            slot.opening = None
+        for waiter in pool.opened(key, connection):
+            _wake(waiter)
+        if connection.closed:
+            pool.closed(key, connection)
+        return connection
 
-    async def _handshake(self, key: PoolKey, slot: _Slot, pod: Pod) -> _Pooled:
+    async def _handshake(self, pool: Pool[HboneConnection], key: PoolKey, pod: Pod) -> HboneConnection:
         plane = self._plane
-        context = await plane.tls.client(key.source)
+        context = await plane.tls.client(key.source_identity)
         target = Peer(key.address, key.port)
         timeout_s = plane.config.connect_timeout_s
         sock = await dial(pod.namespace, target, timeout_s=timeout_s, what=f"HBONE peer {target}")
@@ -161,7 +161,7 @@ class TunnelDialer:
             role=Role.CLIENT,
             limits=self._limits,
             on_request=None,
-            on_close=lambda closed, reason: self._closed(key, closed, reason),
+            on_close=lambda closed, _reason: pool.closed(key, closed),
             clock=plane.clock,
         )
         try:
@@ -182,49 +182,50 @@ class TunnelDialer:
             sock.close()
             raise
         try:
-            expected = [SpiffeId.parse(text) for text in key.identities]
-            identity = require_identity(connection.peer_der, expected)
+            expected = [SpiffeId.parse(text) for text in key.destination_identities]
+            self._identities[connection] = str(require_identity(connection.peer_der, expected))
         except IdentityError as error:
             connection.close(Reason.IDENTITY_MISMATCH)
             raise DialError(Reason.IDENTITY_MISMATCH, f"{target}: {error}") from error
-        return _Pooled(connection, str(identity), plane.clock.monotonic())
-
-    def _closed(self, key: PoolKey, closed: HboneConnection, reason: Reason) -> None:
-        slot = self._slots.get(key)
-        if slot is None:
-            return
-        slot.ready = [pooled for pooled in slot.ready if pooled.connection is not closed]
-        if not slot.ready and slot.opening is None:
-            del self._slots[key]
-        _log.debug("hbone connection to %s:%d closed: %s", key.address, key.port, reason)
+        return connection
 
     def tick(self) -> None:
         """Close connections that have had no tunnel for the configured time."""
         now = self._plane.clock.monotonic()
-        for slot in tuple(self._slots.values()):
-            for pooled in tuple(slot.ready):
-                if pooled.connection.tunnels:
-                    pooled.idle_since_s = now
-                elif now - pooled.idle_since_s >= self._plane.config.pool_idle_s:
-                    pooled.connection.close(Reason.IDLE_TIMEOUT)
+        for pool in self._pools.values():
+            for connection in pool.expire(now):
+                connection.close(Reason.IDLE_TIMEOUT)
 
     def close_pod(self, uid: str) -> None:
         """Close the connections of a pod that is gone."""
-        for key, slot in tuple(self._slots.items()):
-            if key.pod == uid:
-                for pooled in tuple(slot.ready):
-                    pooled.connection.close(Reason.FORCED_CLOSE)
+        pool = self._pools.pop(uid, None)
+        if pool is not None:
+            for connection in pool.retire(lambda _: True):
+                connection.close(Reason.FORCED_CLOSE)
 
     def view(self) -> list[dict[str, object]]:
-        """Describe the pool for the admin port."""
+        """Describe the pools for the admin port."""
         return [
             {
-                "pod": key.pod,
-                "source": key.source,
-                "peer": pooled.identity,
-                "address": f"{key.address}:{key.port}",
-                "tunnels": pooled.connection.tunnels,
+                "pod": uid,
+                "source": key.source_identity,
+                "destination": sorted(key.destination_identities),
+                "address": format_host_port(key.address, key.port),
+                "tunnels": connection.tunnels,
+                "room": connection.room,
             }
-            for key, slot in self._slots.items()
-            for pooled in slot.ready
+            for uid, pool in self._pools.items()
+            for key, connection in pool.connections()
         ]
+
+
+def _wake(waiter: Hashable) -> None:
+    assert isinstance(waiter, asyncio.Future)
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _fail(waiter: Hashable, error: DialError) -> None:
+    assert isinstance(waiter, asyncio.Future)
+    if not waiter.done():
+        waiter.set_exception(DialError(error.reason, error.detail))
