@@ -81,6 +81,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = parse(os.environ)
         configure(level=settings.log_level, log_format=LogFormat(settings.log_format))
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # It tells of every file change.
     except SettingError as error:
         print(f"{error}; {error.code.remedy} [{error.code}]", file=sys.stderr)
         return EXIT_BAD_INPUT
