@@ -2,15 +2,16 @@
 """A certificate authority in memory that signs real certificates, good ones and bad ones.
 
 Made for tests: keys live as long as the object. `issue` answers what a workload would
-hold; `leaf` makes any leaf that a test of refusal needs.
+hold; `leaf` makes any leaf that a test of refusal needs; `FakeCaServer` speaks CreateCertificate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -19,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mesh.identity.certificate import WorkloadCertificate, from_response
 from mesh.identity.spiffe import SpiffeId
+from mesh.proto import ca_pb2
 
 _CLOCK_SKEW = timedelta(minutes=2)
 
@@ -144,6 +146,65 @@ class FakeCa:
             .sign(parent.key if parent else key, SHA256())
         )
         return Issuer(certificate, key)
+
+
+class FakeCaServer:
+    """CreateCertificate over real gRPC and TLS: it certifies whatever is asked for."""
+
+    def __init__(self, ca: FakeCa) -> None:
+        self.ca = ca
+        self.port = 0
+        self.requests: list[ca_pb2.IstioCertificateRequest] = []
+        self.metadata: list[Mapping[str, str]] = []
+        """Headers of each call."""
+        self.refusal: tuple[grpc.StatusCode, str] | None = None
+        """What every call is answered while set."""
+        self.answer: Callable[[ca_pb2.IstioCertificateRequest], list[str]] = self._sign
+        """Makes the chain of an answer."""
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """`localhost:port`, the name that its certificate has."""
+        return f"localhost:{self.port}"
+
+    async def start(self) -> None:
+        """Listen on a free loopback port."""
+        server = grpc.aio.server()
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._create,
+            request_deserializer=ca_pb2.IstioCertificateRequest.FromString,
+            response_serializer=ca_pb2.IstioCertificateResponse.SerializeToString,
+        )
+        service = "istio.v1.auth.IstioCertificateService"
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {"CreateCertificate": handler}),)
+        )
+        credentials = grpc.ssl_server_credentials([self.ca.server_pair("localhost")])
+        self.port = server.add_secure_port("127.0.0.1:0", credentials)
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        """Close the port at once."""
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    def _sign(self, request: ca_pb2.IstioCertificateRequest) -> list[str]:
+        return self.ca.sign(request.csr, ttl_s=request.validity_duration)
+
+    async def _create(
+        self,
+        request: ca_pb2.IstioCertificateRequest,
+        context: grpc.aio.ServicerContext[ca_pb2.IstioCertificateRequest, ca_pb2.IstioCertificateResponse],
+    ) -> ca_pb2.IstioCertificateResponse:
+        self.requests.append(request)
+        headers = context.invocation_metadata() or ()
+        self.metadata.append({str(key): str(value) for key, value in headers})
+        if self.refusal is not None:
+            await context.abort(*self.refusal)
+        return ca_pb2.IstioCertificateResponse(cert_chain=self.answer(request))
 
 
 def _key_usage(*, cert_sign: bool) -> x509.KeyUsage:
