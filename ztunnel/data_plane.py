@@ -26,6 +26,7 @@ from ztunnel.certificates import WorkerCertificates
 from ztunnel.config import DataPlaneConfig
 from ztunnel.connections import Connections
 from ztunnel.dial import TunnelDialer
+from ztunnel.dns.server import DnsServer, PodDns, Resolvers
 from ztunnel.inbound import Inbound
 from ztunnel.inpod import HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT, ListenerMap, PodListeners
 from ztunnel.listener import OnAccept
@@ -44,9 +45,10 @@ RETIRE_MIN_S = 3.0
 class _Member:
     """A pod with what is open for it."""
 
-    def __init__(self, pod: Pod, listeners: PodListeners) -> None:
+    def __init__(self, pod: Pod, listeners: PodListeners, dns: PodDns) -> None:
         self.pod = pod
         self.listeners = listeners
+        self.dns = dns
 
 
 class DataPlane:
@@ -60,6 +62,7 @@ class DataPlane:
         want_certificate: Callable[[SpiffeId], None],
         limits: Limits | None = None,
         maps: ListenerMap | None = None,
+        resolvers: Resolvers = lambda _cookie: (),
     ) -> None:
         """Build an empty data plane.
 
@@ -69,6 +72,7 @@ class DataPlane:
             want_certificate: asks for a certificate that `certificates` does not hold.
             limits: bounds of HBONE connections.
             maps: the capture's listener table; None: nothing to retire listeners from.
+            resolvers: the pods' nameservers; a pod without gets no forwarded answers.
         """
         limits = limits or Limits()
         self.recorder = Recorder()
@@ -88,7 +92,8 @@ class DataPlane:
         )
         self.dialer = TunnelDialer(self.plane, limits)
         self.inbound = Inbound(self.plane, limits)
-        self.outbound = Outbound(self.plane, self.dialer, random_bytes=os.urandom, dns=None)
+        self.dns = DnsServer(self.plane, resolvers)
+        self.outbound = Outbound(self.plane, self.dialer, random_bytes=os.urandom, dns=self.dns.take_stream)
         self._maps = maps
         self._members: dict[str, _Member] = {}
         self._draining = False
@@ -114,12 +119,15 @@ class DataPlane:
             PLAINTEXT_PORT: partial(self.inbound.accept_plain, pod),
             HBONE_PORT: partial(self.inbound.accept_hbone, pod),
         }
+        dns = self.dns.pod(pod)
         try:
+            await dns.open()
             listeners = PodListeners(namespace, self.plane.config, handlers, str(info))
         except OSError:
-            namespace.close()
+            dns.close()
+            await pod.close()
             raise
-        self._members[info.uid] = _Member(pod, listeners)
+        self._members[info.uid] = _Member(pod, listeners, dns)
         _log.info("pod %s (%s) is served", info, info.uid)
 
     async def remove_pod(self, uid: str) -> bool:
@@ -128,6 +136,7 @@ class DataPlane:
         if member is None:
             return False
         member.listeners.close()
+        member.dns.close()
         self.connections.close_where(
             lambda row: row.pod == uid,
             Reason.FORCED_CLOSE,
@@ -185,6 +194,7 @@ class DataPlane:
             await asyncio.sleep(min(RETIRE_MIN_S, deadline_s))
         for member in self._members.values():
             member.listeners.close()
+            member.dns.close()
         self.inbound.drain()
         left_s = deadline_s - (self.plane.clock.monotonic() - started)
         with contextlib.suppress(TimeoutError):

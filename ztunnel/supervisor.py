@@ -89,8 +89,10 @@ class Supervisor:
         self.recorder = Recorder()
         self.want_certificate: Callable[[SpiffeId], None] = lambda _identity: None
         """Set by the composition root: fetch a certificate, then call `certificate` or `no_certificate`."""
-        self.identities_changed: Callable[[frozenset[SpiffeId]], None] = lambda _identities: None
-        """Set by the composition root: told which identities this node needs."""
+        self.identities_changed: Callable[[frozenset[SpiffeId], frozenset[SpiffeId]], None] = (
+            lambda _added, _gone: None
+        )
+        """Set by the composition root: told which identities this node needs now and which no more."""
         self._config = config
         self._environ = dict(environ)
         self._clock = clock
@@ -384,11 +386,12 @@ class Supervisor:
         identities = frozenset(found)
         if identities == self._identities:
             return
-        for identity in self._identities - identities:
+        added, gone = identities - self._identities, self._identities - identities
+        for identity in gone:
             self._certificates.pop(identity, None)
             self._broadcast(Message("certificate_forget", {"identity": str(identity)}))
         self._identities = identities
-        self.identities_changed(identities)
+        self.identities_changed(added, gone)
 
     # --- certificates
 
