@@ -16,6 +16,7 @@ from mesh.model.address import IPAddress, IPNetwork, canonical
 from mesh.model.policy import (
     Action,
     Authorization,
+    Clause,
     Match,
     Rule,
     Scope,
@@ -178,11 +179,14 @@ def _would_lack_allow(
 
 
 def _rule_holds(rule: Rule, connection: Connection) -> bool:
-    """All clauses must hold; no clause is everything. A clause is an OR: an empty one never holds.
+    """All clauses must hold; no clause is everything."""
+    # Lists, not generators: each comparison is made, so that a malformed one is never skipped.
+    return all([_clause_holds(clause, connection) for clause in rule])  # noqa: C419
 
-    Lists, not generators: each comparison is made, so that a malformed one is never skipped.
-    """
-    return all([any([_match_holds(match, connection) for match in clause]) for clause in rule])  # noqa: C419
+
+def _clause_holds(clause: Clause, connection: Connection) -> bool:
+    """One match must hold; a clause without any restricts nothing, as in Istio's ztunnel."""
+    return not clause or any([_match_holds(match, connection) for match in clause])  # noqa: C419
 
 
 def _match_holds(match: Match, connection: Connection) -> bool:

@@ -51,7 +51,7 @@ def from_response(
     Shape: one PEM certificate an element, except the last, which holds one or several roots.
 
     Raises:
-        IdentityError: fewer than two elements, no PEM, another identity or key, expired at
+        IdentityError: fewer than two elements, no PEM, another identity or key, not valid at
             `now_s`, or a chain that the roots do not verify (authority's fault).
     """
     if len(cert_chain) < 2:
@@ -76,12 +76,18 @@ def from_response(
         raise IdentityError(
             f"the authority's certificate for {identity} expired {now_s - not_after_s:.0f} s ago"
         )
+    not_before_s = leaf.not_valid_before_utc.timestamp()
+    if not_before_s > now_s:
+        raise IdentityError(
+            f"the authority's certificate for {identity} is valid only in {not_before_s - now_s:.0f} s: "
+            "compare this machine's clock with the authority's"
+        )
     return WorkloadCertificate(
         identity=identity,
         chain_pem=tuple(certificate.public_bytes(Encoding.PEM) for certificate in chain),
         key_pem=key_pem,
         roots_pem=b"".join(root.public_bytes(Encoding.PEM) for root in roots),
-        not_before_s=leaf.not_valid_before_utc.timestamp(),
+        not_before_s=not_before_s,
         not_after_s=not_after_s,
         serial=f"{leaf.serial_number:x}",
     )

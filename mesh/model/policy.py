@@ -3,7 +3,9 @@
 
 A policy matches when one of its rules matches; a rule when all of its clauses
 match; a clause when one of its matches does; a match when each attribute that it
-names holds. `mesh.authz.evaluate` is the only reader of these semantics.
+names holds. A clause without matches restricts nothing; a match without attributes
+never holds, so a clause of which nothing enforceable is left is `(Match(),)`, never
+`()`. `mesh.authz.evaluate` is the only reader of these semantics.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Match:
 
 
 Clause = tuple[Match, ...]
-"""Matches of which one must hold."""
+"""Matches of which one must hold; empty: always holds (as in Istio's ztunnel)."""
 Rule = tuple[Clause, ...]
 """Clauses that must all hold; an empty rule matches everything."""
 

@@ -147,10 +147,13 @@ def test_attributes_of_a_match_must_all_hold() -> None:
     assert judge(deny(rule(destination_ports=(8080,), namespaces=(exact("bank"),)))).allowed
 
 
-def test_an_empty_rule_matches_everything_and_an_empty_match_or_clause_nothing() -> None:
+def test_an_empty_rule_or_clause_restricts_nothing_and_an_empty_match_never_holds() -> None:
+    """As in Istio's ztunnel: rbac.rs at 00c8b17, Authorization::matches."""
     assert not judge(deny(EVERYTHING), connection=PLAINTEXT).allowed
     assert judge(deny(NEVER)).allowed
-    assert judge(deny(((),))).allowed
+    assert not judge(deny(((),))).allowed
+    assert not judge(deny(((), (Match(destination_ports=(8080,)),)))).allowed
+    assert judge(deny(((), (Match(destination_ports=(1,)),)))).allowed
     assert judge(deny(((Match(),), (Match(destination_ports=(8080,)),)))).allowed
 
 
@@ -445,7 +448,7 @@ def oracle(policies: list[Authorization], connection: Connection) -> bool:
         for a_rule in candidate.rules:
             good = True
             for clause in a_rule:
-                good = good and any(match_holds(match, facts) for match in clause)
+                good = good and (clause == () or any(match_holds(match, facts) for match in clause))
             if good:
                 return True
         return False

@@ -108,3 +108,9 @@ def test_an_expired_certificate_is_refused(ca: FakeCa) -> None:
     key_pem, chain = answer(ca)
     with pytest.raises(IdentityError, match="expired 0 s ago"):
         from_response(WEB, key_pem, chain, NOW_S + 86_400)
+
+
+def test_a_certificate_from_the_future_is_refused(ca: FakeCa) -> None:
+    key_pem, chain = answer(ca)
+    with pytest.raises(IdentityError, match="valid only in 60 s: compare this machine's clock"):
+        from_response(WEB, key_pem, chain, NOW_S - 180)
