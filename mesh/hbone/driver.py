@@ -246,8 +246,10 @@ class HboneConnection(asyncio.Protocol):
         if isinstance(exc, ssl.SSLError):
             return Reason.TLS_FAILURE
         if not self.settled:
-            # TLS 1.3: a client learns only after its handshake that its certificate was refused.
-            return Reason.H2_HANDSHAKE_FAILED if exc is None else Reason.TLS_FAILURE
+            # TLS 1.3: a client learns only after its handshake that its certificate was refused, and
+            # event loops tell neither side's protocol of the alert: silence and then the end.
+            refused = self.role is Role.CLIENT and self.peer_der and not self._heard
+            return Reason.TLS_FAILURE if refused else Reason.H2_HANDSHAKE_FAILED
         if self._draining is not None and exc is None:
             return self._draining
         if self._goaway is not None:

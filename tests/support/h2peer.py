@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
+
 from mesh.hbone import frames
 from mesh.hbone.codec import Codec
 from mesh.hbone.frames import ConnectionFailedError, ErrorCode
@@ -131,14 +133,12 @@ class RawPeer:
 
     def fails(self, *encoded: bytes) -> ConnectionFailedError:
         """Send frames that must end the connection; return the error after checking its GOAWAY."""
-        try:
+        with pytest.raises(ConnectionFailedError) as caught:
             self.side.codec.receive(b"".join(encoded))
-        except ConnectionFailedError as error:
-            kind, _, stream_id, payload = split(self.side.codec.take())[-1]
-            assert (kind, stream_id) == (frames.GOAWAY, 0)
-            assert int.from_bytes(payload[4:8], "big") == error.code
-            return error
-        raise AssertionError("the codec accepted it")
+        kind, _, stream_id, payload = split(self.side.codec.take())[-1]
+        assert (kind, stream_id) == (frames.GOAWAY, 0)
+        assert int.from_bytes(payload[4:8], "big") == caught.value.code
+        return caught.value
 
     def connect(self, stream_id: int = 1, *, end: bool = False) -> list[tuple[int, int, int, bytes]]:
         """Ask for a tunnel."""

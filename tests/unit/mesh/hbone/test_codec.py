@@ -125,6 +125,20 @@ def test_tunnels_share_a_short_connection_window_in_turns() -> None:
     assert set(sent.values()) == {4 * 65536}
 
 
+@pytest.mark.parametrize("settings", [{4: 10_000_000}, {4: 20_000}])
+def test_small_writes_stay_within_both_windows(settings: dict[int, int]) -> None:
+    peer = RawPeer(Role.CLIENT, settings=settings)
+    tunnels = [peer.side.open() for _ in range(2)]
+    for _ in range(1000):
+        for tunnel in tunnels:
+            peer.side.codec.send(tunnel.stream, bytes(100))  # type: ignore[arg-type]
+    sent = {1: 0, 3: 0}
+    for kind, _, stream_id, payload in split(peer.side.codec.take()):
+        sent[stream_id] += len(payload) if kind == frames.DATA else 0
+    assert sum(sent.values()) == min(65535, 2 * settings[4])
+    assert max(sent.values()) <= settings[4]
+
+
 def test_lowered_initial_window_makes_windows_negative_and_nothing_is_sent_until_they_recover() -> None:
     peer = RawPeer(Role.CLIENT, settings={4: 100_000})
     tunnel = peer.side.open()
@@ -191,13 +205,13 @@ def test_a_refusal_ends_both_directions() -> None:
 
 
 def test_client_keeps_the_peers_tunnel_limit_and_its_own() -> None:
-    client, server = pair(Limits(), replace(Limits(), max_tunnels=2))
+    client, _ = pair(Limits(), replace(Limits(), max_tunnels=2))
     client.open()
     client.open()
     with pytest.raises(TunnelLimitError, match="peer's 2") as caught:
         client.open()
     assert caught.value.reason is Reason.LIMIT_EXCEEDED
-    client, server = pair(replace(Limits(), max_tunnels=1), Limits())
+    client, _ = pair(replace(Limits(), max_tunnels=1), Limits())
     client.open()
     with pytest.raises(TunnelLimitError, match="own limit 1"):
         client.open()
@@ -224,7 +238,7 @@ def test_a_server_opens_nothing() -> None:
 
 # --- Any chunking, pause, half-close order and reset
 
-CHUNK = st.integers(1, 70_000)
+CHUNK = st.sampled_from([1, 9, 5_000, 70_000, 250_000])
 
 
 class Traffic(RuleBasedStateMachine):
@@ -232,8 +246,11 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.client = Side(Role.CLIENT, SMALL)
-        self.server = Side(Role.SERVER, SMALL)
+        limits = replace(SMALL, connection_window_bytes=65535)
+        self.client = Side(Role.CLIENT, limits)
+        self.server = Side(Role.SERVER, limits)
+        for _ in range(3):
+            self.client.open()
         self.wires = {"client": bytearray(), "server": bytearray()}
         self.sent: dict[tuple[str, int], bytearray] = {}
         self.ended: set[tuple[str, int]] = set()
@@ -304,6 +321,15 @@ class Traffic(RuleBasedStateMachine):
         del wire[:size]
         if part:
             self.side("server" if name == "client" else "client").codec.receive(part)
+
+    @invariant()
+    def books_are_kept(self) -> None:
+        for side in (self.client, self.server):
+            assert side.codec._send_window >= 0
+            for stream in side.codec.streams.values():
+                assert stream.queued_bytes == sum(map(len, stream.queue))
+                assert stream.send_window >= 0
+                assert stream.receive.left >= 0
 
     @invariant()
     def received_is_a_prefix_of_sent(self) -> None:
