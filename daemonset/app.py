@@ -100,7 +100,6 @@ class Agent:
             pod_files=self._pod_files,
             enrollments=self._enrollments,
             clock=self._clock,
-            ack_timeout_s=settings.ack_timeout_s,
             grace_s=settings.unenroll_grace_s,
         )
         registry = self._registry = Registry(

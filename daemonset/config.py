@@ -53,7 +53,7 @@ class Settings:
     cni_timeout_s: float = 30.0
     """For one ADD, below the runtimes' own limits of minutes."""
     ack_timeout_s: float = 5.0
-    """For ztunnel's acknowledgement and for its listeners to appear, each (Istio's ZDS deadline)."""
+    """For each of ztunnel's acknowledgements (Istio's ZDS deadline)."""
     unenroll_grace_s: float = 1.0
     """Between withdrawing a running pod and releasing it: a push to every peer takes less."""
     recovery_timeout_s: float = 5.0

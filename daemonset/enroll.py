@@ -369,7 +369,11 @@ def _failed(state: Enrollment, ticket: Ticket, code: Code, reason: str) -> Enrol
     if state.last_failed is not None and state.last_failed[0] is ticket.step:
         attempts = state.last_failed[1] + 1
     failure = Failure(step=ticket.step, code=code, reason=reason, attempts=attempts)
-    return replace(state, failure=failure, last_failed=(ticket.step, attempts))
+    done = state.done
+    if ticket.step is Step.LISTEN:
+        # ztunnel has the pod, but its listeners are not in the table (which was made anew): offer it again.
+        done -= {Step.OFFER}
+    return replace(state, failure=failure, last_failed=(ticket.step, attempts), done=done)
 
 
 def validate(state: Enrollment) -> None:

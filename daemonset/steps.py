@@ -31,6 +31,8 @@ from mesh.runtime.clock import Clock
 _log = logging.getLogger("ambit.agent.steps")
 
 LISTENER_POLL_S = 0.02
+LISTENER_TIMEOUT_S = 1.0
+"""A listener enters the table in listen(), before the acknowledgement; the wait is for one that comes first."""
 
 
 class Maps(Protocol):
@@ -99,7 +101,6 @@ class AgentSteps:
     pod_files: PodFiles
     enrollments: EnrollmentFiles
     clock: Clock
-    ack_timeout_s: float
     grace_s: float
 
     async def do(self, step: Step, subject: Subject) -> enroll.NetnsReplaced | None:
@@ -193,9 +194,11 @@ class AgentSteps:
 
     async def _listen(self, subject: Subject) -> None:
         cookie = _space(subject).cookie
-        deadline_s = self.clock.monotonic() + self.ack_timeout_s
+        deadline_s = self.clock.monotonic() + LISTENER_TIMEOUT_S
         while missing := self.maps.missing_listeners(cookie, subject.addresses):
             if self.clock.monotonic() >= deadline_s:
+                # It has listeners of before the table was made anew: have it open new ones.
+                await self.handoff.retract(subject.pod.uid)
                 raise StepError(
                     Code.LISTENERS_MISSING,
                     f"ztunnel took the pod, but has no listener for {', '.join(sorted(missing))}",

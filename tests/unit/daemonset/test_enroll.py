@@ -219,6 +219,19 @@ def test_a_failed_offer_is_tried_at_once_when_a_ztunnel_connects() -> None:
     assert driver.state.failure is None
 
 
+def test_a_pod_whose_listeners_are_missing_is_offered_again() -> None:
+    driver = Driver(connected())
+    while driver.start():
+        if driver.trace[-1] is Step.LISTEN:
+            driver.finish(succeed=False)
+            break
+        driver.finish()
+    driver.trace.clear()
+    driver.run()
+    assert driver.trace[:2] == [Step.OFFER, Step.LISTEN]
+    assert driver.state.enrolled
+
+
 def test_a_failure_of_the_way_in_does_not_delay_the_way_out() -> None:
     driver = Driver(connected())
     assert driver.start()
