@@ -114,6 +114,7 @@ class FakeCa:
             .not_valid_after(now + timedelta(seconds=ttl_s))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(_key_usage(cert_sign=cert_sign), critical=True)
+            .add_extension(_signer(issuer), critical=False)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
@@ -133,7 +134,7 @@ class FakeCa:
     def _issuer(self, name: str, parent: Issuer | None) -> Issuer:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(parent.certificate.subject if parent else subject)
@@ -143,9 +144,11 @@ class FakeCa:
             .not_valid_after(self.now + timedelta(days=3650))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(cert_sign=True), critical=True)
-            .sign(parent.key if parent else key, SHA256())
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )
-        return Issuer(certificate, key)
+        if parent is not None:
+            builder = builder.add_extension(_signer(parent), critical=False)
+        return Issuer(builder.sign(parent.key if parent else key, SHA256()), key)
 
 
 class FakeCaServer:
@@ -205,6 +208,11 @@ class FakeCaServer:
         if self.refusal is not None:
             await context.abort(*self.refusal)
         return ca_pb2.IstioCertificateResponse(cert_chain=self.answer(request))
+
+
+def _signer(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
+    """Say which key signed: strict verifiers (RFC 5280 section 4.2.1.1) ask for it."""
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
 
 
 def _key_usage(*, cert_sign: bool) -> x509.KeyUsage:
