@@ -112,6 +112,7 @@ def describe(worker: PodWorker) -> dict[str, object]:
         "workload_id": known.workload_id if known else None,
         "netns": subject.netns.path if subject.netns else None,
         "netns_cookie": known.cookie if known else None,
+        "older_connections": [str(item) for item in subject.older],
         "point_to_point": subject.proof.point_to_point if subject.proof else None,
         "done": sorted(step.value for step in state.done),
         "code": str(failure.code) if failure else "",

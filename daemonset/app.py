@@ -22,9 +22,10 @@ from daemonset.config import Settings
 from daemonset.enroll import Step
 from daemonset.gate import Gate
 from daemonset.handoff import Handoff, Offer
+from daemonset.kernel import KernelNetwork
 from daemonset.lock import AgentLock, StartError
 from daemonset.registry import Objects, Registry
-from daemonset.steps import AgentSteps, KernelNetwork
+from daemonset.steps import AgentSteps
 from daemonset.store import EnrollmentFiles, PodFiles
 from daemonset.zds import ZdsListener
 from mesh.config.source import DirectorySource, Snapshot
@@ -100,7 +101,9 @@ class Agent:
             pod_files=self._pod_files,
             enrollments=self._enrollments,
             clock=self._clock,
+            tasks=self._tasks,
             grace_s=settings.unenroll_grace_s,
+            plaintext_deadline_s=settings.plaintext_deadline_s,
         )
         registry = self._registry = Registry(
             node=settings.node,

@@ -15,8 +15,8 @@ from pathlib import Path
 from daemonset import loader, netns
 from daemonset.bpffs import Pins
 from daemonset.config import Settings
+from daemonset.kernel import KernelNetwork
 from daemonset.pods import Pod
-from daemonset.steps import KernelNetwork
 from daemonset.store import EnrollmentFiles, PodFiles, Remembered
 from daemonset.worker import Subject
 

@@ -56,6 +56,8 @@ class Settings:
     """For each of ztunnel's acknowledgements (Istio's ZDS deadline)."""
     unenroll_grace_s: float = 1.0
     """Between withdrawing a running pod and releasing it: a push to every peer takes less."""
+    plaintext_deadline_s: float | None = None
+    """How long connections from before capture may go on in plain; None: until they end by themselves."""
     recovery_timeout_s: float = 5.0
     """For recovered pods to be found again before ztunnel may connect."""
     log_level: str = "info"
@@ -76,6 +78,7 @@ def parse(environment: Mapping[str, str]) -> Settings:
     pods_cgroup = read.path("AMBIT_PODS_CGROUP")
     admin_host, admin_port = read.address("AMBIT_AGENT_ADDR", "127.0.0.1:15016")
     status_dir = environment.get("AMBIT_STATUS_DIR")
+    deadline_s = read.seconds("AMBIT_PLAINTEXT_DEADLINE_S", -1.0)
     objects = environment.get("AMBIT_OBJECTS")
     if not objects:
         raise SettingError(
@@ -102,6 +105,7 @@ def parse(environment: Mapping[str, str]) -> Settings:
         cni_timeout_s=read.seconds("AMBIT_CNI_TIMEOUT_S", 30.0),
         ack_timeout_s=read.seconds("AMBIT_ACK_TIMEOUT_S", 5.0),
         unenroll_grace_s=read.seconds("AMBIT_UNENROLL_GRACE_S", 1.0),
+        plaintext_deadline_s=deadline_s if deadline_s >= 0 else None,
         recovery_timeout_s=read.seconds("AMBIT_RECOVERY_TIMEOUT_S", 5.0),
         log_level=environment.get("LOG_LEVEL", "info"),
         log_format=read.choice("LOG_FORMAT", "text", ("text", "json")),

@@ -17,6 +17,8 @@ MODE_LABEL = "istio.io/dataplane-mode"
 SIDECAR_ANNOTATION = "sidecar.istio.io/status"
 RESOLVERS_ANNOTATION = "ambit.io/resolvers"
 NON_TCP_ANNOTATION = "ambit.io/non-tcp"
+DEADLINE_ANNOTATION = "ambit.io/plaintext-deadline"
+"""Seconds after which connections from before capture are ended."""
 MAX_RESOLVERS = 3
 """Nameservers that a resolver library uses (resolv.conf(5), MAXNS); ztunnel has a port for each."""
 GUEST_KERNEL_RUNTIMES = ("kata", "gvisor", "runsc", "kubevirt")
@@ -41,6 +43,8 @@ class Pod:
     annotations: Mapping[str, str] = field(default_factory=dict)
     nameservers: tuple[IPAddress, ...] = ()
     """Those that the object itself names (annotation, or dnsConfig under dnsPolicy None)."""
+    plaintext_deadline_s: float | None = None
+    """When to end connections that are older than capture; None: as the node says."""
 
     @property
     def key(self) -> str:
@@ -119,7 +123,21 @@ def parse_pod(data: Mapping[str, object]) -> Pod:
         labels=_texts(metadata.get("labels"), "metadata.labels"),
         annotations=annotations,
         nameservers=_nameservers(spec, annotations),
+        plaintext_deadline_s=_deadline(annotations),
     )
+
+
+def _deadline(annotations: Mapping[str, str]) -> float | None:
+    text = annotations.get(DEADLINE_ANNOTATION)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise MalformedPodError(f"annotation {DEADLINE_ANNOTATION}: {text!r} is no number of seconds")
+    return value
 
 
 def _nameservers(spec: Mapping[str, object], annotations: Mapping[str, str]) -> tuple[IPAddress, ...]:

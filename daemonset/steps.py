@@ -9,30 +9,32 @@ error mapping are tested without one.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-from collections.abc import Callable, Collection, Iterable
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from pyroute2.netlink.exceptions import NetlinkError
-
-from daemonset import cgroup, enroll, mark_route, netns
+from daemonset import enroll, netns
 from daemonset.codes import Code
+from daemonset.connections import TcpSocket
 from daemonset.enroll import Step
 from daemonset.handoff import Handoff, Offer
-from daemonset.pods import NON_TCP_ANNOTATION, parse_resolv_conf
+from daemonset.pods import NON_TCP_ANNOTATION
 from daemonset.store import EnrollmentFiles, PodFiles, Remembered
 from daemonset.worker import StepError, Subject
 from mesh.model.address import IPAddress
 from mesh.runtime.clock import Clock
+from mesh.runtime.tasks import TaskOwner, create_task
+from mesh.telemetry.logging import fields
 
 _log = logging.getLogger("ambit.agent.steps")
 
 LISTENER_POLL_S = 0.02
+MAX_LISTED = 10
+"""Connections that one log line names."""
 LISTENER_TIMEOUT_S = 1.0
-"""A listener enters the table in listen(), before the acknowledgement; the wait is for one that comes first."""
+"""For a ztunnel that acknowledges before it listens; the table knows a listener from listen() on."""
 
 
 class Maps(Protocol):
@@ -40,6 +42,10 @@ class Maps(Protocol):
 
     def allocate_workload_id(self) -> int:
         """Return an id that was never used."""
+        ...
+
+    def ztunnel(self) -> frozenset[int]:
+        """Return ztunnel's cgroup ids."""
         ...
 
     def record_id(self, cookie: int) -> int | None:
@@ -86,6 +92,16 @@ class Network(Protocol):
         """Set the mark route."""
         ...
 
+    def older(
+        self, space: netns.Netns, addresses: Collection[IPAddress], ztunnels: Collection[int]
+    ) -> tuple[TcpSocket, ...]:
+        """Return the connections that were made before capture, asked just after it."""
+        ...
+
+    def end(self, netns_fd: int, sockets: Collection[TcpSocket]) -> int:
+        """End connections; return how many were still there."""
+        ...
+
     def remove_route(self, space: netns.Netns) -> None:
         """Remove the mark route."""
         ...
@@ -101,7 +117,10 @@ class AgentSteps:
     pod_files: PodFiles
     enrollments: EnrollmentFiles
     clock: Clock
+    tasks: TaskOwner
+    """Holds the waits for plaintext deadlines."""
     grace_s: float
+    plaintext_deadline_s: float | None
 
     async def do(self, step: Step, subject: Subject) -> enroll.NetnsReplaced | None:
         """Do one step (see `Steps.do`)."""
@@ -214,6 +233,49 @@ class AgentSteps:
         assert remembered is not None
         deny = subject.pod.annotations.get(NON_TCP_ANNOTATION) == "deny"
         self.maps.write_record(remembered, deny_non_tcp=deny)
+        if subject.older_of == remembered.cookie:
+            return
+        ztunnels = self.maps.ztunnel()
+        subject.older = await asyncio.to_thread(
+            self.network.older, _space(subject), subject.addresses, ztunnels
+        )
+        subject.older_of = remembered.cookie
+        if subject.older:
+            self._schedule_end(subject)
+
+    def _schedule_end(self, subject: Subject) -> None:
+        own = subject.pod.plaintext_deadline_s
+        deadline_s = own if own is not None else self.plaintext_deadline_s
+        _log.warning(
+            "%d connections from before capture go on in plain %s: %s",
+            len(subject.older),
+            "until they end" if deadline_s is None else f"for {deadline_s:g} s",
+            ", ".join(str(item) for item in subject.older[:MAX_LISTED]),
+            extra=fields({"pod": subject.pod.key, "uid": subject.pod.uid}),
+        )
+        if deadline_s is not None:
+            create_task(
+                self._end_older(subject, subject.older_of, deadline_s),
+                name=f"plaintext deadline of {subject.pod.key}",
+                owner=self.tasks,
+            )
+
+    async def _end_older(self, subject: Subject, cookie: int, deadline_s: float) -> None:
+        await asyncio.sleep(deadline_s)
+        left = Step.CAPTURE_OUT not in subject.footprint or subject.older_of != cookie
+        if left or subject.netns is None or subject.netns.cookie != cookie:
+            return
+        # A duplicate, as the pod may leave, and its descriptor close, while the thread runs.
+        duplicate = os.dup(subject.netns.fd)
+        try:
+            ended = await asyncio.to_thread(self.network.end, duplicate, subject.older)
+        except OSError as error:
+            _log.error("connections of %s from before capture go on: %s", subject.pod.key, error)
+            return
+        finally:
+            os.close(duplicate)
+        _log.info("ended %d connections of %s from before capture", ended, subject.pod.key)
+        subject.older = ()
 
     async def _publish(self, subject: Subject) -> None:
         assert subject.remembered is not None
@@ -248,6 +310,7 @@ class AgentSteps:
             subject.netns = None
         self.pod_files.remove(subject.pod.uid)
         subject.remembered = None
+        subject.older, subject.older_of = (), 0
 
 
 def _space(subject: Subject) -> netns.Netns:
@@ -267,64 +330,3 @@ def offer_of(subject: Subject) -> Offer:
         netns_fd=subject.netns.fd if subject.netns is not None else None,
         cookie=subject.netns.cookie if subject.netns is not None else known,
     )
-
-
-class KernelNetwork:
-    """`Network` on the running kernel."""
-
-    def __init__(self, *, node: netns.Netns, pods_cgroup: Path, cluster_dns: tuple[IPAddress, ...]) -> None:
-        self._node = node
-        self._pods_cgroup = pods_cgroup
-        self._cluster_dns = cluster_dns
-
-    def find(self, subject: Subject) -> tuple[netns.Netns, netns.Proof]:
-        """Find the pod's namespace: the CNI's path, the one known from before, those of its processes."""
-        return netns.find(list(self._paths(subject)), subject.addresses, self._node)
-
-    def _paths(self, subject: Subject) -> Iterable[str]:
-        if subject.cni_netns:
-            yield subject.cni_netns
-        if subject.remembered is not None:
-            yield subject.remembered.netns_path
-        yield from (f"/proc/{pid}/ns/net" for pid in cgroup.pod_pids(self._pods_cgroup, subject.pod.uid))
-
-    def reopen(self, subject: Subject) -> netns.Netns | None:
-        """Open the namespace that the pod was last known by; None: it is gone, and what was in it too."""
-        if subject.remembered is None:
-            return None
-        for path in self._paths(subject):
-            try:
-                space = netns.open_netns(path)
-            except netns.NetnsError:
-                continue
-            if space.cookie == subject.remembered.cookie:
-                return space
-            space.close()
-        return None
-
-    def resolvers(self, subject: Subject) -> tuple[IPAddress, ...]:
-        """Return the nameservers that the object names, else the pod's own file's, else the cluster's."""
-        if subject.pod.nameservers:
-            return subject.pod.nameservers
-        for pid in cgroup.pod_pids(self._pods_cgroup, subject.pod.uid)[:1]:
-            text = cgroup.resolv_conf_of(pid)
-            if text is not None and (found := parse_resolv_conf(text)):
-                return found
-        if subject.remembered is not None and subject.remembered.resolvers:
-            return subject.remembered.resolvers
-        return self._cluster_dns
-
-    def install_route(self, space: netns.Netns) -> None:
-        """Set the mark route inside the pod."""
-        _in_pod(space, mark_route.install)
-
-    def remove_route(self, space: netns.Netns) -> None:
-        """Remove the mark route inside the pod."""
-        _in_pod(space, mark_route.remove)
-
-
-def _in_pod(space: netns.Netns, work: Callable[[], None]) -> None:
-    try:
-        netns.run_in(space.fd, work)
-    except NetlinkError as error:
-        raise OSError(error.code or errno.EIO, f"in {space.path}: {error}") from error

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from daemonset import enroll
 from daemonset.codes import Code
+from daemonset.connections import TcpSocket
 from daemonset.enroll import Enrollment, Step
 from daemonset.netns import Netns, Proof
 from daemonset.pods import NON_TCP_ANNOTATION, Pod
@@ -46,6 +47,10 @@ class Subject:
     remembered: Remembered | None = None
     netns: Netns | None = None
     proof: Proof | None = None
+    older: tuple[TcpSocket, ...] = ()
+    """Connections that were open when the pod was captured: they go on in plain."""
+    older_of: int = 0
+    """Netns cookie that `older` was read of; 0: not read."""
     footprint: frozenset[Step] = field(default_factory=frozenset)
     """The state's, for steps and snapshots that must know what may be in place."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -279,4 +280,27 @@ def test_probes_of_the_node_reach_the_application_and_other_connections_do_not(b
     assert probe == f"app probed from {bed.gateway}|app probed from {bed.gateway6}"
     # A pod in the node's own network (hostNetwork) is in the pods' cgroup: no probe.
     assert "app" not in bed.ask_from(bed.node, web.cgroup, *asked)
+    leave(bed, web)
+
+
+@pytest.mark.parametrize("deadline", [None, "0.3"])
+def test_connections_from_before_capture_are_listed_and_end_when_told(bed: Bed, deadline: str | None) -> None:
+    web = Pod(bed, f"older{deadline is None}".lower(), run=False)
+    server = inside(web.netns, lambda: socket.create_server((web.ip, 9000)))
+    client = inside(bed.node, lambda: socket.create_connection((web.ip, 9000), timeout=15))
+    accepted, _ = server.accept()
+    with server, client, accepted:
+        annotations = {} if deadline is None else {"ambit.io/plaintext-deadline": deadline}
+        bed.write(web.object(started=False, annotations=annotations))
+        assert bed.cni("ADD", web)["result"] == "enrolled"
+        if deadline is None:
+            address, port = client.getsockname()
+            assert bed.pod_state(web)["older_connections"] == [f"{web.ip}:9000 <-> {address}:{port}"]
+            client.sendall(b"still here")
+            assert accepted.recv(64) == b"still here"
+        else:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            eventually(lambda: bed.pod_state(web)["older_connections"] == [])
+            assert "ended 1 connections" in bed.log("agent.log")
     leave(bed, web)
