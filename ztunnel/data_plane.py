@@ -120,6 +120,11 @@ class DataPlane:
             HBONE_PORT: partial(self.inbound.accept_hbone, pod),
         }
         dns = self.dns.pod(pod)
+        if self.plane.config.spoof_source:
+            try:
+                namespace.reflect_marks()
+            except OSError as error:
+                _log.warning("pod %s: refused connections will only time out: %s", info, error)
         try:
             await dns.open()
             listeners = PodListeners(namespace, self.plane.config, handlers, str(info))

@@ -8,10 +8,13 @@ run. Nothing here awaits.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
@@ -63,14 +66,32 @@ class PodNamespace:
             NamespaceError: the namespace cannot be entered.
             OSError: no such family there, or out of descriptors.
         """
+        with self._entered():
+            return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
         _setns(self._fd, "the pod's network namespace")
         try:
-            made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            yield
         finally:
             if _libc.setns(self._home, _CLONE_NEWNET) != 0:
                 # Going on in the wrong namespace would mix up pods: no way to continue is safe.
                 os.abort()
-        return made
+
+    def reflect_marks(self) -> None:
+        """Let a refusal (RST) to one of our marked dials carry its mark, and so find its way back to us.
+
+        `tcp_fwmark_accept`, which the node agent sets, covers accepted sockets only; a closed port
+        has none, and its RST would leave the pod towards the real client: a dial of ten seconds.
+
+        Raises:
+            OSError: the setting cannot be written.
+        """
+        with self._entered():
+            for version in ("ipv4", "ipv6"):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"/proc/sys/net/{version}/fwmark_reflect").write_text("1")
 
     def duplicate(self) -> int:
         """Return a new descriptor of the namespace, owned by the caller."""

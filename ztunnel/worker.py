@@ -25,11 +25,11 @@ from mesh.telemetry.logging import configure, set_level
 from mesh.telemetry.metrics import LOG_LINES_DROPPED
 from mesh.xds.resource import Resource, Update
 from ztunnel.admin_view import connection_view
+from ztunnel.capture import Capture
 from ztunnel.certificates import certificate_from_message
 from ztunnel.config import ConfigError, DataPlaneConfig, read_data_plane
 from ztunnel.control import Channel, Message
 from ztunnel.data_plane import DataPlane
-from ztunnel.inpod import ListenerMap
 from ztunnel.log_queue import BoundedLogHandler
 from ztunnel.plane import PodInfo
 
@@ -47,8 +47,13 @@ class Worker:
         self._tasks = TaskOwner("worker")
         self._log_handler = log
         self._channel = Channel(sock, self._received, self.finished.set)
+        capture = Capture.open(config.bpffs, SystemClock())
         self._plane = DataPlane(
-            config, clock=SystemClock(), want_certificate=self._want, maps=open_maps(config)
+            config,
+            clock=SystemClock(),
+            want_certificate=self._want,
+            maps=capture,
+            resolvers=capture.resolvers if capture is not None else lambda _cookie: (),
         )
         # Pods and drains are taken one after the other, in the order in which they came.
         self._orders: asyncio.Queue[tuple[Message, list[int]]] = asyncio.Queue()
@@ -177,21 +182,6 @@ def update_from_message(message: Message) -> Update:
         ),
         removed=tuple(removed),
     )
-
-
-def open_maps(config: DataPlaneConfig) -> ListenerMap | None:
-    """Open the capture's pins; None, said in the log, when there are none."""
-    if config.bpffs is None:
-        return None
-    try:
-        from bpf.maps import NodeMaps
-
-        return NodeMaps.open(config.bpffs)
-    except Exception as error:  # noqa: BLE001 - without pins ztunnel serves what reaches it all the same
-        _log.warning(
-            "no capture maps under %s: %s; listeners close without being retired first", config.bpffs, error
-        )
-        return None
 
 
 def raise_file_limit() -> None:

@@ -5,16 +5,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
+import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from ipaddress import ip_address
 
+import pytest
+import uvloop
+
+from mesh.hbone.driver import HboneConnection, Role
 from mesh.hbone.limits import Limits
+from mesh.identity.certificate import WorkloadCertificate
 from mesh.identity.spiffe import SpiffeId
+from mesh.identity.tls import client_context
 from mesh.model.policy import Authorization
-from mesh.model.service import Service
-from mesh.model.workload import NamespacedHostname, PortMap, TunnelProtocol, Workload
+from mesh.model.service import Service, ServicePort
+from mesh.model.workload import NamespacedHostname, NetworkAddress, PortMap, TunnelProtocol, Workload
 from mesh.runtime.clock import SystemClock
+from mesh.telemetry.metrics import Metric
+from mesh.telemetry.reasons import Reason
+from mesh.telemetry.series import Totals
 from mesh.testing.fake_ca import FakeCa
 from mesh.testing.netns import Fabric, PodNet, preserve_sources, redirect
 from mesh.xds.encode import encode_address, encode_authorization, resource_name
@@ -24,8 +36,23 @@ from ztunnel.data_plane import DataPlane
 from ztunnel.netns import PodNamespace
 from ztunnel.plane import PodInfo
 
+needs_root = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
+]
 MARK = 0x77
 """Mark of sockets that are captured."""
+
+
+def scenario(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..., None]:
+    """Run a coroutine test on uvloop, as the data plane runs."""
+
+    @functools.wraps(test)
+    def run(**fixtures: object) -> None:
+        uvloop.run(test(**fixtures))
+
+    # pytest looks at the wrapped function to tell coroutines from tests; it keeps the signature.
+    return run
 
 
 async def eventually(predicate: Callable[[], bool], deadline_s: float = 5.0, what: str = "") -> None:
@@ -49,6 +76,8 @@ class Mesh:
         self.updates: list[Update] = []
         self._spaces: dict[str, PodNamespace] = {}
         self._servers: list[asyncio.Server] = []
+        self._connections: list[HboneConnection] = []
+        self._totals: dict[str, Totals] = {}
 
     def node(self, name: str, **config: object) -> DataPlane:
         """Start a data plane that gets all state so far and to come."""
@@ -202,18 +231,18 @@ class Mesh:
         sock.listen(128)
         self._servers.append(await asyncio.start_server(handler, sock=sock))  # type: ignore[arg-type]
 
-    def service(self, name: str, vip: str, port: int, target: int, members: Iterable[str]) -> Service:
+    def service(
+        self, name: str, vip: str, port: int, target: int, members: Iterable[str], **values: object
+    ) -> Service:
         """Publish a service with one port and these members."""
-        from mesh.model.service import ServicePort
-        from mesh.model.workload import NetworkAddress
-
-        service = Service(
-            name=name,
-            namespace="default",
-            hostname=f"{name}.default.svc.cluster.local",
-            addresses=(NetworkAddress(network="", address=ip_address(vip)),),
-            ports=(ServicePort(service_port=port, target_port=target),),
-        )
+        fields: dict[str, object] = {
+            "name": name,
+            "namespace": "default",
+            "hostname": f"{name}.default.svc.cluster.local",
+            "addresses": (NetworkAddress(network="", address=ip_address(vip)),) if vip else (),
+            "ports": (ServicePort(service_port=port, target_port=target),),
+        }
+        service = Service(**(fields | values))  # type: ignore[arg-type]
         self.apply(service)
         for member in members:
             self.join_service(member, service, {port: target})
@@ -221,8 +250,6 @@ class Mesh:
 
     def join_service(self, member: str, service: Service, ports: dict[int, int]) -> None:
         """Make a pod an endpoint of a service."""
-        import dataclasses
-
         old = self.workloads[member]
         services = dict(old.services)
         services[NamespacedHostname(namespace=service.namespace, hostname=service.hostname)] = PortMap(
@@ -231,8 +258,48 @@ class Mesh:
         self.workloads[member] = dataclasses.replace(old, services=services)
         self.apply(self.workloads[member])
 
+    def change(self, name: str, **values: object) -> Workload:
+        """Change a pod's workload and send it."""
+        self.workloads[name] = dataclasses.replace(self.workloads[name], **values)  # type: ignore[arg-type]
+        self.apply(self.workloads[name])
+        return self.workloads[name]
+
+    async def hbone(self, name: str, address: object, identity: str | WorkloadCertificate) -> HboneConnection:
+        """Open an HBONE connection to a pod from inside another one, with any identity."""
+        certificate = self.ca.issue(identity) if isinstance(identity, str) else identity
+        family = socket.AF_INET6 if ip_address(str(address)).version == 6 else socket.AF_INET
+        sock = self.socket(name, family, captured=False)
+        await asyncio.get_running_loop().sock_connect(sock, (str(address), 15008))
+        connection = HboneConnection(
+            role=Role.CLIENT,
+            limits=Limits(),
+            on_request=None,
+            on_close=lambda _c, _r: None,
+            clock=SystemClock(),
+        )
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection, sock=sock, ssl=client_context(certificate), server_hostname=""
+        )
+        self._connections.append(connection)
+        return connection
+
+    async def status(self, name: str, address: object, identity: str, authority: str) -> int:
+        """Ask for one tunnel and return the answer's status."""
+        connection = await self.hbone(name, address, identity)
+        async with asyncio.timeout(5):
+            response = await connection.open_tunnel(authority, ()).opened
+        return response.status
+
+    def values(self, node: str, metric: Metric) -> dict[tuple[str, ...], float]:
+        """Return what a node counted so far."""
+        totals = self._totals.setdefault(node, Totals(max_series=1000))
+        totals.apply(node, self.planes[node].recorder.take(), 0.0)
+        return {labels: values[0] for each, labels, values in totals if each is metric}
+
     async def close(self) -> None:
         """Stop servers and data planes."""
+        for connection in self._connections:
+            connection.close(Reason.LOCAL_CLOSE)
         for server in self._servers:
             server.close()
         for plane in self.planes.values():

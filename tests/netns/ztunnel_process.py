@@ -153,14 +153,13 @@ class Node:
         """Make one request to an HTTP port."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            writer.write(
-                f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
-            )
+            head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0"
+            writer.write(f"{head}\r\n\r\n".encode())
             data = await reader.read()
         finally:
             writer.close()
-        head, _, body = data.partition(b"\r\n\r\n")
-        return int(head.split(b" ")[1]), body.decode()
+        answer, _, body = data.partition(b"\r\n\r\n")
+        return int(answer.split(b" ")[1]), body.decode()
 
     async def json(self, path: str) -> dict[str, object]:
         """Read one admin page."""
