@@ -85,6 +85,8 @@ class CaClient:
         credentials = grpc.ssl_channel_credentials(root_certificates=settings.roots.read_bytes())
         options: list[tuple[str, int | str]] = [
             ("grpc.enable_retries", 0),
+            # The environment's http_proxy is for the web, not for a neighbour in the cluster.
+            ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),
         ]
         if settings.server_name:

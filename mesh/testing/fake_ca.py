@@ -99,8 +99,15 @@ class FakeCa:
         ttl_s: float = 86_400,
         ca: bool = False,
         cert_sign: bool = False,
+        usages: Sequence[x509.ObjectIdentifier] = (
+            ExtendedKeyUsageOID.SERVER_AUTH,
+            ExtendedKeyUsageOID.CLIENT_AUTH,
+        ),
     ) -> x509.Certificate:
-        """Sign a leaf with these names; `ca` and `cert_sign` make the kinds that verifiers must refuse."""
+        """Sign a leaf with these names; `ca` and `cert_sign` make the kinds that verifiers must refuse.
+
+        `usages` are its extended key usages; none leaves the extension out.
+        """
         issuer = self.intermediates[0] if self.intermediates else self.root
         now = self.now
         names = [x509.UniformResourceIdentifier(uri) for uri in uris] + [x509.DNSName(name) for name in dns]
@@ -115,11 +122,9 @@ class FakeCa:
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(_key_usage(cert_sign=cert_sign), critical=True)
             .add_extension(_signer(issuer), critical=False)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
         )
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
         return builder.sign(issuer.key, SHA256())

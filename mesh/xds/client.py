@@ -193,6 +193,8 @@ class XdsClient:
             ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.enable_retries", 0),
+            # The environment's http_proxy is for the web, not for a neighbour in the cluster.
+            ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),
         ]
         if settings.server_name:

@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import uvloop
+from envoy.service.discovery.v3 import discovery_pb2
 
 from mesh.runtime.clock import SystemClock
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.testing.fake_ca import FakeCa
 from mesh.testing.fake_xds import FakeXds
-from mesh.xds.client import BACKOFF_MAX_S, Node, Settings, Status, XdsClient, backoff_s
+from mesh.xds.client import Node, Settings, Status, XdsClient
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Rejection, Update
 
 TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
@@ -243,9 +245,79 @@ def test_a_missing_file_is_waited_for_and_named(tmp_path: Path, missing: str) ->
     asyncio.run(main())
 
 
-def test_the_backoff_doubles_to_its_limit_with_jitter() -> None:
-    assert backoff_s(0, 0.0) == pytest.approx(0.01)
-    assert backoff_s(0, 0.999) == pytest.approx(0.02, rel=0.01)
-    assert backoff_s(3, 0.0) == pytest.approx(0.08)
-    assert backoff_s(50, 0.0) == BACKOFF_MAX_S / 2
-    assert backoff_s(10_000, 1.0) == BACKOFF_MAX_S
+@asynccontextmanager
+async def scripted(tmp_path: Path, *answers: bytes) -> AsyncIterator[tuple[XdsClient, App]]:
+    """Run the client against a server that answers each stream's first request with these bytes."""
+    ca = FakeCa("scripted")
+    (tmp_path / "root.pem").write_bytes(ca.roots_pem)
+
+    async def serve(requests: AsyncIterator[bytes], _: object) -> AsyncIterator[bytes]:
+        async for _request in requests:
+            for answer in answers:
+                yield answer
+
+    server = grpc.aio.server()
+    handler = grpc.stream_stream_rpc_method_handler(serve)
+    service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": handler}),)
+    )
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([ca.server_pair()]))
+    await server.start()
+    app = App()
+    settings = Settings(address=f"localhost:{port}", roots=tmp_path / "root.pem")
+    client = XdsClient(settings=settings, node=NODE, types=TYPES, on_update=app.apply, clock=SystemClock())
+    owner = TaskOwner("test")
+    create_task(client.run(), name="xds", owner=owner)
+    try:
+        yield client, app
+    finally:
+        await owner.close()
+        await server.stop(None)
+
+
+def answer(type_url: str = ADDRESS_TYPE, nonce: str = "n", names: Sequence[str] = ()) -> bytes:
+    resources = [discovery_pb2.Resource(name=name) for name in names]
+    message = discovery_pb2.DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, resources=resources)
+    data: bytes = message.SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"\xff", "no DeltaDiscoveryResponse"),
+        (answer(type_url="type.googleapis.com/other"), "which was not asked for"),
+        (answer(nonce=""), "has no nonce"),
+        (answer(names=["a", "a"]), "twice"),
+        (answer(names=[""]), "not at all"),
+    ],
+)
+def test_a_server_that_breaks_the_protocol_is_left_and_tried_again(
+    tmp_path: Path, data: bytes, why: str
+) -> None:
+    async def main() -> None:
+        async with scripted(tmp_path, data) as (client, app):
+            await eventually(lambda: client.terminations["Error"] >= 2, "two tries")
+            assert why in client.status.last_error
+            assert "protocol error" in client.status.last_error
+            assert app.updates == []
+            assert not client.status.synced
+
+    asyncio.run(main())
+
+
+def test_a_first_synchronisation_of_many_resources(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with setup(tmp_path) as mesh:
+            values = {f"Kubernetes//v1/Pod/shop/{index}": b"x" * 300 for index in range(20_000)}
+            mesh.server.put(ADDRESS_TYPE, values)
+            await eventually(lambda: len(mesh.app.values) == 20_000, "20,000 resources", 30)
+            assert mesh.client.message_bytes[ADDRESS_TYPE] > 4 * 1024 * 1024, "more than gRPC's default limit"
+            mesh.server.drop_streams()
+            await eventually(lambda: len(mesh.server.metadata) == 2, "the second stream")
+            mesh.server.put(ADDRESS_TYPE, {"last": b"1"})
+            await eventually(lambda: "last" in mesh.app.values, "the next change", 30)
+            assert len(mesh.app.updates[-1].upserted) == 1
+
+    asyncio.run(main())

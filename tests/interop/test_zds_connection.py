@@ -7,7 +7,10 @@ import array
 import asyncio
 import contextlib
 import os
+import random
 import socket
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -304,6 +307,43 @@ def test_a_path_that_is_no_socket_is_left_alone(tmp_path: Path, file_fd: int) ->
     asyncio.run(main())
 
 
+INTRUDER = """
+import socket, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.connect(sys.argv[1])
+try:
+    sock.send(bytes([8, 1]))
+    print(sock.recv(100))
+except OSError:
+    print(b"")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to start a process of another user")
+def test_a_process_of_another_user_gets_nothing_even_through_an_open_socket(file_fd: int) -> None:
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "s"
+            agent = Agent(path, file_fd, ("a",), admit=require_uid())
+            await agent.server.start()
+            Path(directory).chmod(0o755)
+            command = ["/usr/bin/python3", "-c", INTRUDER, str(path)]
+            closed = await asyncio.to_thread(
+                subprocess.run, command, user=65534, capture_output=True, timeout=20, check=False
+            )
+            assert b"PermissionError" in closed.stderr
+            path.chmod(0o666)
+            opened = await asyncio.to_thread(
+                subprocess.run, command, user=65534, capture_output=True, timeout=20, check=False
+            )
+            assert opened.stdout == b"b''\n"
+            assert agent.server.refused == 1
+            assert agent.peers == []
+            await agent.server.close()
+
+    asyncio.run(main())
+
+
 # --- the server against raw bytes
 
 
@@ -580,3 +620,37 @@ def test_a_late_snapshot_message_ends_the_connection(tmp_path: Path) -> None:
             assert await receive(sock) == b""
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("loop", sorted(LOOPS))
+def test_noise_on_both_ends_leaks_nothing_and_ends_nothing_else(
+    tmp_path: Path, file_fd: int, loop: str
+) -> None:
+    """500 connections of random datagrams with random descriptors; then the server still serves."""
+
+    async def main() -> None:
+        noise = random.Random(7)
+        agent = Agent(tmp_path / "s", file_fd, ("u",))
+        await agent.server.start()
+        before = open_fds()
+        for _ in range(500):
+            # The listener's queue is short: let the server take what has come.
+            await asyncio.sleep(0)
+            async with raw_client(tmp_path / "s") as sock:
+                with contextlib.suppress(OSError):
+                    if noise.random() < 0.7:
+                        sock.send(b"\x08\x01")
+                    for _ in range(noise.randrange(3)):
+                        data = noise.randbytes(noise.choice((1, 2, 20, 1024, 1500)))
+                        send_with(sock, data, *[file_fd] * noise.randrange(10))
+                        await asyncio.sleep(0)
+        await eventually(lambda: open_fds() == before, "every descriptor to be closed")
+        pods, states = Pods(), list[bool]()
+        client = ZdsClient(tmp_path / "s", pods, on_state=states.append, trust=ME)
+        owner = TaskOwner("test")
+        create_task(client.run(), name="zds", owner=owner)
+        await eventually(lambda: states == [True], "the snapshot")
+        await owner.close()
+        await agent.server.close()
+
+    LOOPS[loop](main())

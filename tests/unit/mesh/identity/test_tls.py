@@ -8,9 +8,13 @@ import ssl
 from dataclasses import replace
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from mesh.identity.certificate import WorkloadCertificate
-from mesh.identity.spiffe import IdentityError
+from mesh.identity.certificate import WorkloadCertificate, from_response
+from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.identity.tls import client_context, server_context
 from mesh.identity.verify import peer_identity
 from mesh.testing.fake_ca import FakeCa
@@ -136,3 +140,23 @@ def test_no_file_descriptor_stays_open(web: WorkloadCertificate, cart: WorkloadC
     with pytest.raises(IdentityError):
         server_context(replace(web, key_pem=cart.key_pem))
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def with_usages(*usages: x509.ObjectIdentifier) -> WorkloadCertificate:
+    """A certificate of the cart for these uses only."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    leaf = CA.leaf(key.public_key(), uris=[CART], usages=usages)
+    return from_response(SpiffeId.parse(CART), key_pem, CA.chain(leaf), CA.now.timestamp())
+
+
+def test_a_certificate_is_used_only_for_what_it_says(web: WorkloadCertificate) -> None:
+    only_server = with_usages(ExtendedKeyUsageOID.SERVER_AUTH)
+    only_client = with_usages(ExtendedKeyUsageOID.CLIENT_AUTH)
+    handshake(client_context(web), server_context(only_server))
+    handshake(client_context(only_client), server_context(web))
+    handshake(client_context(with_usages()), server_context(with_usages()))
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"(?i)purpose"):
+        handshake(client_context(only_server), server_context(web))
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"(?i)purpose"):
+        handshake(client_context(web), server_context(only_client))
