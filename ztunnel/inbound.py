@@ -212,8 +212,8 @@ class Session:
         allow(plane, row, local, target, identity)
         status["code"] = 503
         upstream = await tcp_end(await dial_app(plane, self.pod, local, flow.source, target))
-        if decision.proxy_protocol:
-            upstream.write(format_proxy_v2(flow.source, target, str(identity)))
+        if decision.proxied is not None:
+            upstream.write(format_proxy_v2(flow.source, Peer(*decision.proxied), str(identity)))
         tunnel.accept([(b"baggage", format_baggage(local))])
         relay_pair(plane, row, tunnel, upstream)
 

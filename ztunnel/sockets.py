@@ -7,6 +7,7 @@ Only makes and connects sockets; what is spoken on them is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ def prepare_accepted(sock: socket.socket) -> None:
 
 def reset(sock: socket.socket) -> None:
     """Close so that the other side sees RST: it must not take a refusal for an orderly end."""
-    try:
+    with contextlib.suppress(OSError):
+        # Closed already (a failed TLS handshake does that): then there is nothing left to say.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    finally:
-        sock.close()
+    sock.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mesh.model.address import IPAddress, format_host_port, parse_ip
 from mesh.model.service import Service
-from mesh.model.workload import NamespacedHostname, NetworkAddress, Workload
+from mesh.model.workload import ApplicationProtocol, NamespacedHostname, NetworkAddress, Workload
 from mesh.telemetry.reasons import Reason
 from ztunnel.resolve.balance import target_port
 from ztunnel.resolve.decide import ZTUNNEL_PORTS
@@ -20,13 +20,13 @@ from ztunnel.state.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """The application socket that the tunnel is for."""
+    """The application socket that the tunnel is for: always on the address that was dialled."""
 
     address: IPAddress
     port: int
     service: Service | None = None
-    proxy_protocol: bool = False
-    """Send a PROXY v2 header with the source and the asked-for destination first."""
+    proxied: tuple[IPAddress, int] | None = None
+    """Send a PROXY v2 header with the source and this, the asked-for destination, first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +81,7 @@ def admit(
         )
     host, port = parsed
     if local.application_tunnel is not None:
-        tunnel = local.application_tunnel
-        return _guard(
-            local,
-            Admitted(
-                address=dialled, port=tunnel.port or port, proxy_protocol=tunnel.protocol.value == "proxy"
-            ),
-        )
+        return _to_application_tunnel(store, local, dialled, host, port, client_namespace)
     if isinstance(host, str):
         return _by_hostname(store, local, dialled, host, port, client_namespace)
     if host != dialled:
@@ -109,13 +103,37 @@ def _by_waypoint(
         else gateway.destination == NetworkAddress(network=local.network, address=dialled)
     )
     if named:
-        return _guard(local, Admitted(address=host, port=port, service=service))
+        return _guard(local, Admitted(address=dialled, port=port, service=service))
     return Refused(
         status=400,
         reason=Reason.BAD_AUTHORITY,
         detail=f"authority {format_host_port(host, port)} is not the dialled address {dialled} "
         "and names no service of which this workload is the waypoint",
     )
+
+
+def _to_application_tunnel(
+    store: Store, local: Workload, dialled: IPAddress, host: IPAddress | str, port: int, client_namespace: str
+) -> Admitted | Refused:
+    """Hand everything to the port that a waypoint behind ztunnel takes its connections on."""
+    tunnel = local.application_tunnel
+    assert tunnel is not None
+    proxied: tuple[IPAddress, int] | None = None
+    if tunnel.protocol is ApplicationProtocol.PROXY:
+        address = host
+        if isinstance(address, str):
+            # The header holds addresses only: a name stands for its service's first one.
+            service = store.find_hostname(address, client_namespace)
+            vips = [vip.address for vip in service.addresses] if service is not None else []
+            if not vips:
+                return Refused(
+                    status=503,
+                    reason=Reason.UNKNOWN_DESTINATION,
+                    detail=f"no service with an address has the hostname {host}",
+                )
+            address = min(vips, key=lambda vip: vip.version)
+        proxied = (address, port)
+    return _guard(local, Admitted(address=dialled, port=tunnel.port or port, proxied=proxied))
 
 
 def _by_hostname(
