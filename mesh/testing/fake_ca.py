@@ -99,12 +99,13 @@ class FakeCa:
         ttl_s: float = 86_400,
         ca: bool = False,
         cert_sign: bool = False,
+        crl_sign: bool = False,
         usages: Sequence[x509.ObjectIdentifier] = (
             ExtendedKeyUsageOID.SERVER_AUTH,
             ExtendedKeyUsageOID.CLIENT_AUTH,
         ),
     ) -> x509.Certificate:
-        """Sign a leaf with these names; `ca` and `cert_sign` make the kinds that verifiers must refuse.
+        """Sign a leaf with these names; `ca`, `cert_sign` and `crl_sign` make kinds to refuse.
 
         `usages` are its extended key usages; none leaves the extension out.
         """
@@ -120,7 +121,7 @@ class FakeCa:
             .not_valid_before(now - _CLOCK_SKEW if ttl_s > 0 else now - timedelta(days=2))
             .not_valid_after(now + timedelta(seconds=ttl_s))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(_key_usage(cert_sign=cert_sign), critical=True)
+            .add_extension(_key_usage(cert_sign=cert_sign, crl_sign=crl_sign), critical=True)
             .add_extension(_signer(issuer), critical=False)
         )
         if usages:
@@ -148,7 +149,7 @@ class FakeCa:
             .not_valid_before(self.now - timedelta(days=3))
             .not_valid_after(self.now + timedelta(days=3650))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(_key_usage(cert_sign=True), critical=True)
+            .add_extension(_key_usage(cert_sign=True, crl_sign=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )
         if parent is not None:
@@ -220,7 +221,7 @@ def _signer(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
 
 
-def _key_usage(*, cert_sign: bool) -> x509.KeyUsage:
+def _key_usage(*, cert_sign: bool, crl_sign: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -228,7 +229,7 @@ def _key_usage(*, cert_sign: bool) -> x509.KeyUsage:
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=cert_sign,
-        crl_sign=cert_sign,
+        crl_sign=crl_sign,
         encipher_only=False,
         decipher_only=False,
     )

@@ -110,7 +110,9 @@ def test_the_reason_names_policy_and_rule() -> None:
         "ALLOW policies in force: shop/p"
     )
     assert "a peer without identity" in judge(allow(), connection=PLAINTEXT).reason
-    many = [allow(name=f"p{index}") for index in range(6)]
+    five = [allow(name=f"p{index}") for index in range(5)]
+    assert judge(*five).reason.endswith("shop/p3, shop/p4")
+    many = [*five, allow(name="p5")]
     assert judge(*many).reason.endswith("shop/p0, shop/p1, shop/p2, shop/p3, shop/p4, ...")
 
 
@@ -184,6 +186,15 @@ def test_an_empty_rule_or_clause_restricts_nothing_and_an_empty_match_never_hold
         ({"not_principals": (exact("cluster.local/ns/shop/sa/web2"),)}, True),
         ({"service_accounts": (ServiceAccountMatch(namespace="shop", service_account="web"),)}, True),
         ({"service_accounts": (ServiceAccountMatch(namespace="bank", service_account="web"),)}, False),
+        (
+            {
+                "service_accounts": (
+                    ServiceAccountMatch(namespace="bank", service_account="web"),
+                    ServiceAccountMatch(namespace="shop", service_account="web"),
+                )
+            },
+            True,
+        ),
         ({"service_accounts": (ServiceAccountMatch(namespace="shop", service_account="we"),)}, False),
         ({"not_service_accounts": (ServiceAccountMatch(namespace="shop", service_account="web"),)}, False),
         ({"not_service_accounts": (ServiceAccountMatch(namespace="bank", service_account="web"),)}, True),

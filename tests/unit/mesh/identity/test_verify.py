@@ -56,6 +56,8 @@ def test_an_authority_is_no_workload() -> None:
         peer_identity(der(CA.leaf(uris=[WEB], ca=True)))
     with pytest.raises(IdentityError, match="may sign others"):
         peer_identity(der(CA.leaf(uris=[WEB], cert_sign=True)))
+    with pytest.raises(IdentityError, match="may sign others"):
+        peer_identity(der(CA.leaf(uris=[WEB], crl_sign=True)))
 
 
 def test_absent_and_oversized_certificates_are_refused() -> None:
@@ -63,6 +65,8 @@ def test_absent_and_oversized_certificates_are_refused() -> None:
         peer_identity(b"")
     with pytest.raises(IdentityError, match="more than"):
         peer_identity(bytes(MAX_CERTIFICATE_BYTES + 1))
+    with pytest.raises(IdentityError, match="cannot be read"):
+        peer_identity(bytes(MAX_CERTIFICATE_BYTES))
 
 
 @given(st.binary(min_size=1, max_size=200))
