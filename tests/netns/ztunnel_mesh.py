@@ -20,6 +20,7 @@ from mesh.hbone.limits import Limits
 from mesh.identity.certificate import WorkloadCertificate
 from mesh.identity.spiffe import SpiffeId
 from mesh.identity.tls import client_context
+from mesh.model.address import IPAddress
 from mesh.model.policy import Authorization
 from mesh.model.service import Service, ServicePort
 from mesh.model.workload import NamespacedHostname, NetworkAddress, PortMap, TunnelProtocol, Workload
@@ -74,6 +75,8 @@ class Mesh:
         self.planes: dict[str, DataPlane] = {}
         self.workloads: dict[str, Workload] = {}
         self.updates: list[Update] = []
+        self.resolvers: dict[int, tuple[IPAddress, ...]] = {}
+        """netns cookie -> nameservers."""
         self._spaces: dict[str, PodNamespace] = {}
         self._servers: list[asyncio.Server] = []
         self._connections: list[HboneConnection] = []
@@ -91,6 +94,7 @@ class Mesh:
             clock=SystemClock(),
             want_certificate=want,
             limits=Limits(),
+            resolvers=lambda cookie: self.resolvers.get(cookie, ()),
         )
         for update in self.updates:
             plane.apply(update)
@@ -160,6 +164,10 @@ class Mesh:
         self.updates.append(update)
         for plane in self.planes.values():
             plane.apply(update)
+
+    def space(self, name: str) -> PodNamespace:
+        """Return a pod's namespace."""
+        return self._spaces[name]
 
     def socket(
         self, name: str, family: socket.AddressFamily = socket.AF_INET, *, captured: bool = True
