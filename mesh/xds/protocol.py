@@ -121,7 +121,7 @@ class DeltaSubscription:
             ProtocolError: nothing was received since the last answer.
         """
         response = self._pending
-        if response is None or self._phase is not Phase.SETTLING:
+        if response is None:
             raise ProtocolError(f"nothing to settle for {self.type_url}")
         refused = {rejection.name: rejection.reason for rejection in rejections}
         for name in response.removed:

@@ -161,3 +161,26 @@ def test_the_manager_fetches_through_it(tmp_path: Path) -> None:
             await manager.close()
 
     asyncio.run(main())
+
+
+def test_short_lived_certificates_follow_each_other_without_a_gap(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with authority(tmp_path) as (server, client):
+            clock, serials = SystemClock(), list[str]()
+            manager = CertificateManager(lambda identity: client.fetch(identity, 2), clock)
+            manager.on_update(lambda certificate: serials.append(certificate.serial))
+            end = clock.monotonic() + 15
+            while len(serials) < 4:
+                assert clock.monotonic() < end, f"only {len(serials)} certificates within 15 s"
+                assert not (await manager.get(WEB)).expired(clock.wall())
+                await asyncio.sleep(0.01)
+            assert len(set(serials)) == len(serials) == len(server.requests)
+            # Roots change under way: the next certificate is the new root's.
+            server.ca.root = FakeCa("next").root
+            server.ca.intermediates = ()
+            while (await manager.get(WEB)).roots_pem != server.ca.root.pem:
+                assert clock.monotonic() < end, "the new root did not arrive within 15 s"
+                await asyncio.sleep(0.01)
+            await manager.close()
+
+    asyncio.run(main())

@@ -114,3 +114,5 @@ def test_a_certificate_from_the_future_is_refused(ca: FakeCa) -> None:
     key_pem, chain = answer(ca)
     with pytest.raises(IdentityError, match="valid only in 60 s: compare this machine's clock"):
         from_response(WEB, key_pem, chain, NOW_S - 180)
+    first_second = NOW_S - 120
+    assert from_response(WEB, key_pem, chain, first_second).not_before_s == first_second

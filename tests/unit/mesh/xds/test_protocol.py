@@ -150,6 +150,13 @@ def test_a_long_nack_is_cut_and_says_so(subscription: DeltaSubscription) -> None
     assert len(answer.error) < MAX_ERROR_CHARS + 50
 
 
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_nack_of_the_longest_length_is_whole(subscription: DeltaSubscription, excess: int) -> None:
+    subscription.receive(response(("a", "1")))
+    answer = subscription.settle([Rejection("a", "x" * (MAX_ERROR_CHARS - len("a: ") + excess))])
+    assert answer.error.endswith("(1 rejected in all)") is bool(excess)
+
+
 @given(
     st.lists(
         st.tuples(

@@ -77,6 +77,13 @@ def test_an_answer_fits_and_keeps_the_beginning_of_its_error(error: str) -> None
         assert len(kept) >= min(len(error), 200)
 
 
+def test_the_longest_error_is_whole_and_a_longer_one_cut() -> None:
+    overhead = len(encode_ack(Ack(error="e" * 900))) - 900
+    longest = "e" * (MAX_MESSAGE_BYTES - overhead)
+    assert decode_ack(encode_ack(Ack(error=longest))).error == longest
+    assert len(decode_ack(encode_ack(Ack(error=longest + "e"))).error) < len(longest)
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
