@@ -27,6 +27,7 @@ from mesh.xds.encode import encode_address, encode_authorization, resource_name
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.zds.connection import ZdsPeer, ZdsServer
 from mesh.zds.messages import AddWorkload
+from ztunnel.netns import PodNamespace
 
 MARK = 0x77
 
@@ -186,6 +187,11 @@ class Node:
 
     # --- the agent
 
+    async def new_agent(self) -> None:
+        """Start another agent on the same socket, as after a restart."""
+        self.zds = ZdsServer(self.zds.path, on_open=self._snapshot, on_close=self._closed)
+        await self.zds.start()
+
     async def _snapshot(self, peer: ZdsPeer) -> None:
         for add, net in self.pods.values():
             await self._send(peer, add, net)
@@ -229,6 +235,8 @@ class World:
         self.authority = FakeAuthority(self.ca)
         self.nodes: dict[str, Node] = {}
         self.workloads: dict[str, Workload] = {}
+        self._spaces: dict[str, PodNamespace] = {}
+        self._servers: list[asyncio.Server] = []
 
     async def start(self) -> None:
         """Start controller and authority."""
@@ -274,8 +282,62 @@ class World:
             else:
                 self.xds.put(ADDRESS_TYPE, {resource_name(value): encode_address(value)})
 
+    def space(self, net: PodNet) -> PodNamespace:
+        """Open a pod's namespace for sockets of its processes."""
+        if net.netns not in self._spaces:
+            self._spaces[net.netns] = PodNamespace(net.open())
+        return self._spaces[net.netns]
+
+    async def serve(self, net: PodNet, port: int) -> None:
+        """Run an echo server in a pod."""
+        sock = self.space(net).socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", port))
+        sock.listen(64)
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while data := await reader.read(65536):
+                    writer.write(data)
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+
+        self._servers.append(await asyncio.start_server(echo, sock=sock))
+
+    async def connect(
+        self, net: PodNet, host: object, port: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect as a captured process of a pod."""
+        sock = self.space(net).socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+        async with asyncio.timeout(5):
+            await asyncio.get_running_loop().sock_connect(sock, (str(host), port))
+        return await asyncio.open_connection(sock=sock)
+
+    async def ask(self, net: PodNet, host: object, port: int, data: bytes = b"hello") -> bytes:
+        """Send bytes and the end, return what comes back; b'' when it was refused."""
+        try:
+            reader, writer = await self.connect(net, host, port)
+        except ConnectionError:
+            return b""
+        try:
+            async with asyncio.timeout(8):
+                writer.write(data)
+                writer.write_eof()
+                return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
     async def close(self) -> None:
         """Stop everything."""
+        for server in self._servers:
+            server.close()
+        for space in self._spaces.values():
+            space.close()
         for node in self.nodes.values():
             await node.close()
         await self.xds.stop()
