@@ -51,31 +51,56 @@ def is_bpffs(path: Path) -> bool:
     return int(struct.unpack_from("=q", buffer.raw)[0]) & 0xFFFFFFFF == _MAGIC
 
 
-def ensure_mounted(root: Path) -> Path | None:
-    """Mount bpffs if `root` is not on one; return the mount point if it was mounted now.
+def _mount_point(root: Path) -> Path:
+    return _SYSTEM if root.is_relative_to(_SYSTEM) else root
+
+
+@contextmanager
+def _mounting(point: Path) -> Iterator[None]:
+    """Keep two loaders from mounting twice, and one from unmounting what the other is about to use."""
+    fd = os.open(point.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def prepare(root: Path) -> Path | None:
+    """Make `root` and its directories, mounting bpffs if there is none; return where that was, if it was.
 
     The mount bears a mark, so that `unmount_if_ours` undoes this and nothing else.
     """
-    if is_bpffs(root):
-        return None
-    point = _SYSTEM if root.is_relative_to(_SYSTEM) else root
-    point.mkdir(parents=True, exist_ok=True)
-    if _libc.mount(b"bpf", os.fsencode(point), b"bpf", 0, b"mode=0700") != 0:
-        raise BpfError(f"cannot mount bpffs on {point}: {os.strerror(ctypes.get_errno())}; run as root")
-    (point / _MARK).mkdir()
-    return point
+    point = _mount_point(root)
+    point.parent.mkdir(parents=True, exist_ok=True)
+    mounted = None
+    with _mounting(point):
+        if not is_bpffs(root):
+            point.mkdir(exist_ok=True)
+            if _libc.mount(b"bpf", os.fsencode(point), b"bpf", 0, b"mode=0700") != 0:
+                raise BpfError(
+                    f"cannot mount bpffs on {point}: {os.strerror(ctypes.get_errno())}; run as root"
+                )
+            (point / _MARK).mkdir()
+            mounted = point
+        for name in ("maps", "links", "pods"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+    return mounted
 
 
 def unmount_if_ours(root: Path) -> bool:
-    """Unmount the bpffs that `ensure_mounted` mounted, if nothing is left on it; return whether it was."""
-    point = _SYSTEM if root.is_relative_to(_SYSTEM) else root
-    if not point.is_dir() or {entry.name for entry in point.iterdir()} - _KERNELS != {_MARK}:
+    """Unmount the bpffs that `prepare` mounted, if nothing is left on it; return whether it was."""
+    point = _mount_point(root)
+    if not point.is_dir():
         return False
-    (point / _MARK).rmdir()
-    if _libc.umount2(os.fsencode(point), 0) != 0:
-        number = ctypes.get_errno()
-        (point / _MARK).mkdir()
-        raise BpfError(f"cannot unmount {point}: {os.strerror(number)}")
+    with _mounting(point):
+        if {entry.name for entry in point.iterdir()} - _KERNELS != {_MARK}:
+            return False
+        (point / _MARK).rmdir()
+        if _libc.umount2(os.fsencode(point), 0) != 0:
+            number = ctypes.get_errno()
+            (point / _MARK).mkdir()
+            raise BpfError(f"cannot unmount {point}: {os.strerror(number)}")
     return True
 
 

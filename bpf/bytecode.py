@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs as data: instructions, and which of them name a map.
 
-What bcc compiled becomes a `Program`, is stored by `python3 -m bpf build`, and is loaded by `load` from either.
-Holds no I/O.
+What bcc compiled becomes a `Program`, is stored by `python3 -m bpf build`, and is loaded by `load` from
+either. Holds no I/O.
 
-Shape: an instruction is 8 bytes, {u8 code, u8 registers (source in the upper half), s16 offset, s32 immediate};
-a 64-bit constant takes two. Source: Documentation/bpf/standardization/instruction-set.rst.
+Shape: an instruction is 8 bytes, {u8 code, u8 registers (source in the upper half), s16 offset, s32
+immediate}; a 64-bit constant takes two. Source: Documentation/bpf/standardization/instruction-set.rst.
 """
 
 import base64

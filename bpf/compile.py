@@ -7,6 +7,7 @@ own to do so; what is taken from it are the instructions and the layout.
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import tempfile
@@ -18,6 +19,8 @@ from bpf import abi, sources
 from bpf.bytecode import Bytecode, Program
 from bpf.errors import CompileError
 
+_FLAGS = ("-Wno-macro-redefined", "-Werror=implicit-function-declaration")
+
 
 def compile_all() -> Bytecode:
     """Compile every program, after checking each map's layout against `abi`.
@@ -26,25 +29,25 @@ def compile_all() -> Bytecode:
         CompileError: bcc or the UAPI headers are missing, a program does not compile, or the layout differs.
     """
     bcc = _import_bcc()
-    programs: dict[str, Program] = {}
     with _kernel_headers():
-        for source in dict.fromkeys(spec.source for spec in abi.PROGRAMS):
-            module = _compile(bcc, source)
-            descriptors = check_layout(bcc, module, source)
-            for spec in abi.PROGRAMS:
-                if spec.source == source:
-                    code = module.dump_func(spec.name)
-                    programs[spec.name] = Program.from_compiled(spec.name, bytes(code), descriptors)
-            module.cleanup()
+        module = _compile(bcc)
+    try:
+        descriptors = check_layout(bcc, module)
+        programs = tuple(
+            Program.from_compiled(spec.name, bytes(module.dump_func(spec.name)), descriptors)
+            for spec in abi.PROGRAMS
+        )
+    finally:
+        module.cleanup()
     return Bytecode(
         schema=sources.schema_hash(),
         source=sources.source_hash(),
         compiler=f"bcc {bcc.__version__} {platform.machine()}",
-        programs=tuple(programs[spec.name] for spec in abi.PROGRAMS),
+        programs=programs,
     )
 
 
-def check_layout(bcc: Any, module: Any, source: str) -> Mapping[int, str]:
+def check_layout(bcc: Any, module: Any) -> Mapping[int, str]:
     """Compare the maps that clang saw with `abi`; return descriptor -> name of bcc's maps.
 
     Raises:
@@ -57,7 +60,7 @@ def check_layout(bcc: Any, module: Any, source: str) -> Mapping[int, str]:
         name = spec.name.encode()
         descriptor = bcc.lib.bpf_table_fd(module.module, name)
         if descriptor < 0:
-            raise CompileError(f"progs/{source}.c declares no map {spec.name}")
+            raise CompileError(f"ambit_maps.h declares no map {spec.name}")
         descriptors[descriptor] = spec.name
         number = bcc.lib.bpf_table_id(module.module, name)
         kind = bcc.lib.bpf_table_type_id(module.module, number)
@@ -71,17 +74,12 @@ def check_layout(bcc: Any, module: Any, source: str) -> Mapping[int, str]:
         ):
             if size(module.module, number) != ctypes.sizeof(ours):
                 raise CompileError(
-                    f"{side} of map {spec.name}: {size(module.module, number)} bytes in C, {ctypes.sizeof(ours)} in abi.py"
+                    f"{side} of map {spec.name}: {size(module.module, number)} bytes in C, "
+                    f"{ctypes.sizeof(ours)} in abi.py"
                 )
-            theirs = bcc.BPF._decode_table_type(_json(described(module.module, name)))
+            theirs = bcc.BPF._decode_table_type(json.loads(described(module.module, name)))
             _compare_fields(f"{side} of map {spec.name}", theirs, ours)
     return descriptors
-
-
-def _json(text: bytes) -> object:
-    import json
-
-    return json.loads(text)
 
 
 def _compare_fields(what: str, theirs: Any, ours: abi.Words) -> None:
@@ -100,20 +98,19 @@ def _import_bcc() -> Any:
         import bcc
     except ImportError as error:
         raise CompileError(
-            f"bcc cannot be imported ({error}): install python3-bpfcc and run this with the system's /usr/bin/python3, "
-            "or load stored bytecode with --bytecode FILE"
+            f"bcc cannot be imported ({error}): install python3-bpfcc and run this with the system's "
+            "/usr/bin/python3, or load stored bytecode with --bytecode FILE"
         ) from error
     return bcc
 
 
-def _compile(bcc: Any, source: str) -> Any:
+def _compile(bcc: Any) -> Any:
     try:
-        return bcc.BPF(
-            text=sources.flatten(source),
-            cflags=["-Wno-macro-redefined", "-Werror=implicit-function-declaration"],
-        )
+        return bcc.BPF(text=sources.unit(), cflags=list(_FLAGS))
     except Exception as error:
-        raise CompileError(f"bcc does not compile progs/{source}.c: {error}") from error
+        raise CompileError(
+            f"bcc does not compile the programs: {error} (clang's messages are above)"
+        ) from error
 
 
 @contextlib.contextmanager

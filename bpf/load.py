@@ -83,15 +83,14 @@ def load(
     """
     if code.schema != schema:
         raise SchemaError(
-            f"bytecode has layout {code.schema[:12]}, this version has {schema[:12]}: run `python3 -m bpf build` again"
+            f"bytecode has layout {code.schema[:12]}, this version has {schema[:12]}: "
+            "run `python3 -m bpf build` again"
         )
     for cgroup in (pods_cgroup, node_cgroup):
         _check_cgroup(cgroup)
     existed = root.exists()
-    mounted = bpffs.ensure_mounted(root)
+    mounted = bpffs.prepare(root)
     try:
-        for name in ("maps", "links", "pods"):
-            (root / name).mkdir(parents=True, exist_ok=True)
         with bpffs.locked(root), contextlib.ExitStack() as descriptors, contextlib.ExitStack() as undo:
             report = _load_locked(
                 root, code, pods_cgroup, node_cgroup, schema, limits or abi.Limits(), descriptors, undo
@@ -155,7 +154,7 @@ def _check_cgroup(path: Path) -> None:
 
 
 def _cgroup_level(path: Path) -> int:
-    """Return how deep a cgroup is below the root of the hierarchy, as bpf_get_current_ancestor_cgroup_id counts."""
+    """Return how deep a cgroup is in the hierarchy, as bpf_get_current_ancestor_cgroup_id counts."""
     best: tuple[int, str, str] = (-1, "", "")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
@@ -224,7 +223,7 @@ def create_map(spec: abi.MapSpec, made: Mapping[str, int]) -> int:
 
 
 def pins_fault(root: Path, limits: abi.Limits | None, schema: str) -> str:
-    """Return why the pinned maps cannot be used by a version with that layout and those sizes; empty if they can.
+    """Return why the pinned maps do not fit that layout and those sizes; empty if they do.
 
     With no limits, sizes are not compared: whoever opens pins takes them as they were loaded.
     """
@@ -474,7 +473,7 @@ def _remove_pins(root: Path) -> bool:
 
 
 def programs(root: Path) -> Iterator[tuple[str, int, str, int]]:
-    """Yield (name, program id, tag, cgroup id) of every attached program; the cgroup id is 0 once it is gone."""
+    """Yield (name, program id, tag, cgroup id) of every attached program; cgroup id 0: it is gone."""
     links = root / "links"
     for pin in sorted(links.iterdir()) if links.is_dir() else ():
         with Fd(syscall.get(pin)) as link:

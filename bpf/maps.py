@@ -21,7 +21,7 @@ from bpf.syscall import Fd
 _ZERO = bytes(4)
 _COOKIE = struct.Struct("=Q")
 RECORD_MAX_AGE_S = 180.0
-"""A record older than this belongs to no handshake: the kernel gives up a SYN after 127 s (tcp_syn_retries 6)."""
+"""A record older than this belongs to no handshake: a SYN is given up after 127 s (tcp_syn_retries 6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +181,8 @@ class NodeMaps:
 
         Args:
             netns_cookie: the node's own network namespace.
-            kubelet_tgid: only this process, where pods and the node share the v2 root; 0: every process of that
-                namespace outside the pods' cgroup.
+            kubelet_tgid: only this process, where pods and the node share the v2 root; 0: every process of
+                that namespace outside the pods' cgroup.
         """
         fd = self._fds["node"]
         node = abi.Node.from_buffer_copy(self._array(fd, abi.Node))
@@ -236,7 +236,7 @@ class NodeMaps:
         return found
 
     def sweep(self, max_age_s: float = RECORD_MAX_AGE_S) -> int:
-        """Delete records and probes whose handshake never ended; return how many. Call it about once a minute."""
+        """Delete records and probes whose handshake never ended; return how many. Call it once a minute."""
         before_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(max_age_s * 1e9)
         removed = _sweep(self._fds["probes"], 8, 0, before_ns)
         for key in self._keys("records", 8):

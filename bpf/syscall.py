@@ -151,7 +151,7 @@ def map_delete(fd: int, key: bytes) -> bool:
 
 
 def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
-    """Yield every key. An entry that a program deletes meanwhile may restart the walk: keys can come twice."""
+    """Yield every key. An entry deleted meanwhile may restart the walk: keys can come twice."""
     previous: ctypes.Array[ctypes.c_char] | None = None
     while True:
         following = ctypes.create_string_buffer(key_size)

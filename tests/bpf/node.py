@@ -213,9 +213,8 @@ class Pod:
         for kind, port in (("outbound", 15001), ("inbound", 15006), ("hbone", 15008)):
             worker.run(f"listeners.append(listen('127.0.0.1', {port})); serve(listeners[-1], '{kind}', seen)")
             if ipv6:
-                worker.run(
-                    f"listeners.append(listen('::1', {port}, socket.AF_INET6)); serve(listeners[-1], '{kind}', seen)"
-                )
+                worker.run(f"listeners.append(listen('::1', {port}, socket.AF_INET6))")
+                worker.run(f"serve(listeners[-1], '{kind}', seen)")
         return worker
 
     def close(self) -> None:

@@ -83,7 +83,9 @@ def test_other_resolvers_and_ports_pass(node: Node, resolver: Worker, app: Worke
     other = node.pod("b")
     server = other.worker()
     server.run(ANSWER)
-    server.run("answer('0.0.0.0', 53, 'theirs', socket.AF_INET); answer('0.0.0.0', 5353, 'other', socket.AF_INET)")
+    server.run(
+        "answer('0.0.0.0', 53, 'theirs', socket.AF_INET); answer('0.0.0.0', 5353, 'other', socket.AF_INET)"
+    )
     assert app.call("ask", other.ipv4, 53, how) == ["theirs", [other.ipv4, 53]]
     assert app.call("ask", other.ipv4, 5353, how) == ["other", [other.ipv4, 5353]]
 

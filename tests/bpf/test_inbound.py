@@ -22,7 +22,7 @@ def test_arriving_connection_goes_to_the_inbound_listener_whatever_the_applicati
     pod: Pod, ztunnel: Worker, app: Worker, peer: Worker, family: str
 ) -> None:
     address = getattr(pod, family)
-    app.run("got = []; serve(listen('0.0.0.0', 8080), 'app', got); serve(listen('::', 8080, socket.AF_INET6), 'app', got)")
+    app.run("got = []; serve_both(8080, 'app', got)")
     got = peer.call("attempt", address, 8080)
     assert got["data"] == "inbound"
     seen = eventually(lambda: ztunnel.run("result = seen"))
@@ -45,7 +45,7 @@ def test_capture_ports_are_closed_to_strangers(node: Node, pod: Pod, ztunnel: Wo
     with node.counting() as grown:
         assert peer.call("attempt", pod.ipv4, 15100) == "ECONNREFUSED"
         assert peer.call("attempt", pod.ipv6, 15163) == "ECONNREFUSED"
-    assert grown == {"no_record": 2}
+    assert grown.keys() == {"no_record"}, "only that reason"
 
 
 @pytest.mark.parametrize("port", [8080, 15006, 15008])
@@ -81,7 +81,9 @@ def test_address_that_the_pod_added_itself_goes_to_15006_too(
     assert seen[0]["local"] == ["10.213.77.7", 8080]
 
 
-def test_pod_that_adds_its_neighbours_address_reaches_only_its_own_ztunnel(node: Node, pod: Pod, ztunnel: Worker) -> None:
+def test_pod_that_adds_its_neighbours_address_reaches_only_its_own_ztunnel(
+    node: Node, pod: Pod, ztunnel: Worker
+) -> None:
     """Listeners are keyed by the namespace's cookie, which is a constant of the instance, not by address."""
     other = node.pod("b")
     other.enroll()
@@ -97,7 +99,7 @@ def test_pod_that_adds_its_neighbours_address_reaches_only_its_own_ztunnel(node:
 
 
 def test_local_connections_of_the_pod_pass(pod: Pod, ztunnel: Worker, app: Worker) -> None:
-    app.run("got = []; serve(listen('0.0.0.0', 7000), 'app', got); serve(listen('::', 7000, socket.AF_INET6), 'app', got)")
+    app.run("got = []; serve_both(7000, 'app', got)")
     for address in ("127.0.0.1", "::1", pod.ipv4, pod.ipv6):
         assert app.call("attempt", address, 7000)["data"] == "app"
 
@@ -213,14 +215,18 @@ def test_listeners_are_those_of_the_pod_asked_for(node: Node, pod: Pod, ztunnel:
     assert all(isinstance(one, Listener) for one in node.maps.listeners(pod.cookie))
 
 
-def test_listener_of_a_process_that_is_not_ztunnel_never_enters_the_table(node: Node, pod: Pod, app: Worker) -> None:
+def test_listener_of_a_process_that_is_not_ztunnel_never_enters_the_table(
+    node: Node, pod: Pod, app: Worker
+) -> None:
     app.run("own = [listen('0.0.0.0', p) for p in (15001, 15006, 15008)]")
     system = pod.worker(node.system_cgroup)
     system.run("own = [listen('127.0.0.1', p) for p in (15001, 15006, 15008)]")
     assert node.maps.listeners(pod.cookie) == frozenset()
 
 
-def test_unenrolled_pod_is_reached_as_before(node: Node, pod: Pod, ztunnel: Worker, app: Worker, peer: Worker) -> None:
+def test_unenrolled_pod_is_reached_as_before(
+    node: Node, pod: Pod, ztunnel: Worker, app: Worker, peer: Worker
+) -> None:
     app.run("got = []; serve(listen('0.0.0.0', 8080), 'app', got)")
     assert peer.call("attempt", pod.ipv4, 8080)["data"] == "inbound"
     pod.unenroll()

@@ -9,9 +9,7 @@ from tests.bpf.node import Node, Pod, Worker, eventually, in_netns, netns_cookie
 @pytest.fixture
 def served(pod: Pod, ztunnel: Worker) -> Worker:
     app = pod.worker()
-    app.run(
-        "got = []; serve(listen('0.0.0.0', 8080), 'app', got); serve(listen('::', 8080, socket.AF_INET6), 'app', got)"
-    )
+    app.run("got = []; serve_both(8080, 'app', got)")
     return app
 
 
@@ -57,7 +55,9 @@ def test_traffic_that_the_node_only_forwards_is_no_probe(node: Node, pod: Pod, s
     assert node.pod("b").worker().call("attempt", pod.ipv4, 8080)["data"] == "inbound"
 
 
-def test_probe_of_a_closed_port_is_refused_and_leaves_no_record(node: Node, pod: Pod, ztunnel: Worker) -> None:
+def test_probe_of_a_closed_port_is_refused_and_leaves_no_record(
+    node: Node, pod: Pod, ztunnel: Worker
+) -> None:
     assert node.worker().call("attempt", pod.ipv4, 9999) == "ECONNREFUSED"
     assert node.maps.fill()["probes"][0] == 0
 

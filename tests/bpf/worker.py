@@ -52,17 +52,25 @@ def serve(listener, name, seen, reply=True):
                 c, peer = listener.accept()
             except OSError:
                 return
-            one = {"listener": name, "peer": peer[:2], "local": c.getsockname()[:2], "original": original(c), "source": source(c)}
+            one = {"listener": name, "peer": peer[:2], "local": c.getsockname()[:2]}
+            one.update(original=original(c), source=source(c))
+            c.settimeout(5)
             try:
-                c.settimeout(5)
                 one["data"] = c.recv(64).decode()
-                if reply:
-                    c.sendall(name.encode())
             except OSError as error:
                 one["data"] = errno.errorcode.get(error.errno, str(error))
+            seen.append(one)  # before the answer: who has that can ask for this
+            try:
+                if reply:
+                    c.sendall(name.encode())
+            except OSError:
+                pass
             c.close()
-            seen.append(one)
     threading.Thread(target=run, daemon=True).start()
+
+def serve_both(port, name, seen):
+    serve(listen('0.0.0.0', port), name, seen)
+    serve(listen('::', port, socket.AF_INET6), name, seen)
 
 def attempt(host, port, send=b"hi", bind=None, family=None, options=(), recv=True):
     """Connect, send, receive; return what came or the errno's name."""
