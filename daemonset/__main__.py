@@ -38,10 +38,10 @@ async def _run(settings: Settings) -> int:
     try:
         await agent.start()
         _log.info("node agent of %s runs", settings.node)
-        await stop.wait()
+        await agent.run(stop)
         _log.info("stopping; enrolled pods stay captured")
     except StartError as error:
-        _log.error("cannot start: %s; %s [%s]", error.reason, error.code.remedy, error.code)
+        _log.error("cannot run: %s; %s [%s]", error.reason, error.code.remedy, error.code)
         return error.exit_code
     finally:
         await agent.close()

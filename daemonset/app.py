@@ -15,7 +15,6 @@ from collections.abc import Mapping
 
 from daemonset import cgroup, loader, netns, recovery
 from daemonset.admin import Admin, Kernel
-from daemonset.bpffs import Pins
 from daemonset.cni import CniServer
 from daemonset.codes import Code
 from daemonset.config import Settings
@@ -24,6 +23,7 @@ from daemonset.gate import Gate
 from daemonset.handoff import Handoff, Offer
 from daemonset.kernel import KernelNetwork
 from daemonset.lock import AgentLock, StartError
+from daemonset.pins import Pins
 from daemonset.registry import Objects, Registry
 from daemonset.steps import AgentSteps
 from daemonset.store import EnrollmentFiles, PodFiles
@@ -57,6 +57,7 @@ class Agent:
         self._zds: ZdsListener | None = None
         self._cni: CniServer | None = None
         self._admin: HttpServer | None = None
+        self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start in order; on an error what was started is closed by `close`.
@@ -77,6 +78,19 @@ class Agent:
             raise StartError(error.code, error.reason) from error
         except OSError as error:
             raise StartError(Code.BAD_SETTING, str(error), 69) from error
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Return when `stop` is set.
+
+        Raises:
+            StartError: one of the loops that must not end has ended: without it the agent is blind.
+        """
+        stopped = create_task(stop.wait(), name="wait for stop", owner=self._tasks)
+        ended, _ = await asyncio.wait([stopped, *self._loops], return_when=asyncio.FIRST_COMPLETED)
+        for loop in self._loops:
+            if loop in ended:
+                reason = f"task {loop.get_name()!r} ended: {loop.exception()!r}"
+                raise StartError(Code.LOOP_ENDED, reason)
 
     async def _load(self) -> None:
         settings = self.settings
@@ -136,9 +150,11 @@ class Agent:
         )
         self._admin = HttpServer("agent admin", admin.routes())
         await self._admin.start(settings.admin_host, settings.admin_port)
-        create_task(self._watch(registry), name="watch objects", owner=self._tasks)
-        create_task(registry.watch_departed(), name="watch departed pods", owner=self._tasks)
-        create_task(self._sweep(registry, pins), name="sweep", owner=self._tasks)
+        self._loops = [
+            create_task(self._watch(registry), name="watch objects", owner=self._tasks),
+            create_task(registry.watch_departed(), name="watch departed pods", owner=self._tasks),
+            create_task(self._sweep(registry, pins), name="sweep", owner=self._tasks),
+        ]
 
     def _refused(self) -> int:
         return self._zds.refused if self._zds is not None else 0

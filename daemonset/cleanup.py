@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemonset import loader, netns
-from daemonset.bpffs import Pins
 from daemonset.config import Settings
 from daemonset.kernel import KernelNetwork
+from daemonset.pins import Pins
 from daemonset.pods import Pod
 from daemonset.store import EnrollmentFiles, PodFiles, Remembered
 from daemonset.worker import Subject

@@ -62,6 +62,7 @@ class Code(enum.Enum):
     ANOTHER_AGENT = ("AMB2205", "stop the other agent of this node first")
     BAD_SETTING = ("AMB2206", "correct the agent's environment")
     NOT_ROOT = ("AMB2207", "run the agent as root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")
+    LOOP_ENDED = ("AMB2208", "report this with the agent's log; pods stay captured, start the agent again")
 
     # The CNI socket.
     CNI_BAD_REQUEST = ("AMB2301", "send one JSON object a line: cmd, uid, namespace, name, netns, ips")

@@ -38,8 +38,9 @@ class Step(enum.Enum):
     WITHDRAW = "withdraw"
     GRACE = "grace"
     """Let peers hear of the withdrawal while HBONE still works."""
-    RELEASE_OUT = "release_out"
     RELEASE_IN = "release_in"
+    """First, since with the record go the listeners: in between, only the pod's own connects are refused."""
+    RELEASE_OUT = "release_out"
     RETRACT = "retract"
     UNROUTE = "unroute"
     FORGET = "forget"
@@ -69,8 +70,8 @@ CLOSED_ORDER = (
 RELEASE_ORDER = (
     Step.WITHDRAW,
     Step.GRACE,
-    Step.RELEASE_OUT,
     Step.RELEASE_IN,
+    Step.RELEASE_OUT,
     Step.RETRACT,
     Step.UNROUTE,
 )
@@ -243,7 +244,7 @@ def _next_acquiring(state: Enrollment) -> Step | None:
 
 
 def _next_releasing(state: Enrollment) -> Step | None:
-    order = RELEASE_ORDER if not state.wanted else (Step.RELEASE_OUT, Step.RELEASE_IN, Step.RETRACT)
+    order = RELEASE_ORDER if not state.wanted else (Step.RELEASE_IN, Step.RELEASE_OUT, Step.RETRACT)
     for step in order:
         if step is Step.GRACE:
             if state.grace_due and not state.gone:
@@ -268,7 +269,7 @@ def begin(state: Enrollment, ticket: Ticket) -> Enrollment:
         done -= {UNDOES[ticket.step]}
     # Half captured must become captured, whatever happens to ztunnel.
     closed = state.closed or ticket.step is Step.CAPTURE_IN
-    unwinding = state.unwinding or ticket.step is Step.RELEASE_OUT
+    unwinding = state.unwinding or ticket.step in (Step.RELEASE_IN, Step.RELEASE_OUT)
     return replace(
         state, running=ticket.step, footprint=footprint, done=done, closed=closed, unwinding=unwinding
     )
@@ -342,7 +343,7 @@ def _succeeded(state: Enrollment, ticket: Ticket) -> Enrollment:
         undone = {UNDOES[step]}
         if step is Step.RETRACT:
             undone.add(Step.LISTEN)
-        closed = state.closed and step is not Step.RELEASE_IN
+        closed = state.closed and step is not Step.RELEASE_OUT
         due = state.grace_due or (step is Step.WITHDRAW and not state.wanted)
         left = state.footprint - undone
         return replace(
@@ -385,7 +386,7 @@ def validate(state: Enrollment) -> None:
     assert state.done <= state.footprint, "a step is done that never began"
     if Step.PUBLISH in state.done:
         assert state.captured, "HBONE is announced for a pod that is not captured"
-    if Step.CAPTURE_OUT in state.footprint:
+    if Step.CAPTURE_OUT in state.footprint and not state.unwinding:
         assert Step.CAPTURE_IN in state.footprint, "outbound is captured towards nothing"
     if Step.CAPTURE_IN in state.footprint:
         assert state.closed, "captured, and yet a lost ztunnel would leave it half captured"

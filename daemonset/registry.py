@@ -167,8 +167,13 @@ class Registry:
                 worker.want(pod)
             return
         self._ignored[uid] = decision
+        if worker is not None and decision.code is Code.NOT_LABELLED and not self._namespace_known(pod):
+            return  # A pod has a namespace: its object is late or lost, and says nothing.
         if worker is not None:
             worker.release(gone=decision.code is Code.FINISHED)
+
+    def _namespace_known(self, pod: pods.Pod) -> bool:
+        return pod.namespace in self._namespaces
 
     def _decision(self, pod: pods.Pod, *, starting: bool) -> pods.Decision:
         return pods.decide(

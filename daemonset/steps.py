@@ -38,7 +38,7 @@ LISTENER_TIMEOUT_S = 1.0
 
 
 class Maps(Protocol):
-    """The node's maps and per-pod links as the steps use them (`daemonset.bpffs`)."""
+    """The node's maps and per-pod links as the steps use them (`daemonset.pins`)."""
 
     def allocate_workload_id(self) -> int:
         """Return an id that was never used."""

@@ -67,7 +67,10 @@ class Subject:
     def wish(self) -> tuple[object, ...]:
         """All that a record is made of; another value means that the record is to be made again."""
         pod = self.pod
-        return self.addresses, pod.nameservers, pod.annotations.get(NON_TCP_ANNOTATION), self.cni_netns
+        # Once it runs, its processes show the resolv.conf that they have.
+        running = pod.phase == "Running"
+        non_tcp = pod.annotations.get(NON_TCP_ANNOTATION)
+        return self.addresses, pod.nameservers, non_tcp, self.cni_netns, running
 
 
 class Steps(Protocol):

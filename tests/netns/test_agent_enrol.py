@@ -135,6 +135,28 @@ def test_no_connection_is_refused_on_the_way_in_and_none_is_plain_after_it(bed: 
     leave(bed, web)
 
 
+def test_on_the_way_out_hbone_is_served_until_the_withdrawal_has_spread(bed: Bed) -> None:
+    """A running pod leaves: at most the connections of the moment between two system calls are refused."""
+    web = Pod(bed, "leaving")
+    bed.write(web.object())
+    bed.wait_enrolled(web)
+    caller = Caller(bed, web)
+    try:
+        eventually(lambda: len(caller.answers) > 20)
+        bed.write(web.object(labels={"istio.io/dataplane-mode": "none"}))
+        eventually(lambda: bed.enrollment(web) is None)
+        assert inside(bed.node, lambda: ask(web.ip, 15008)).startswith("ztunnel hbone")
+        eventually(lambda: bed.pod_state(web).get("state") == "ignored")
+        seen = len(caller.answers)
+        eventually(lambda: len(caller.answers) > seen + 20)
+    finally:
+        answers = caller.stop()
+    refused = [answer for answer in answers if answer not in ("app leaving", "ztunnel inbound")]
+    assert len(refused) <= 1, refused
+    assert answers[-1] == "app leaving"
+    leave(bed, web)
+
+
 def test_a_starting_pod_is_captured_before_its_first_line_runs(bed: Bed) -> None:
     web = Pod(bed, "starting", run=False)
     bed.write(web.object(started=False))

@@ -251,7 +251,7 @@ def test_a_pod_wanted_again_while_it_is_released_gets_listeners_that_count() -> 
         driver.finish()
     driver.event(enroll.Wanted())
     driver.run()
-    assert driver.trace[3:6] == [Step.RELEASE_IN, Step.RETRACT, Step.OFFER]
+    assert driver.trace[4:6] == [Step.RETRACT, Step.OFFER]
     assert driver.state.enrolled
     assert driver.listeners
 
@@ -330,7 +330,8 @@ def test_any_order_of_events_converges(
             return
         # What exists is never more than what the state admits may exist.
         assert driver.world <= driver.state.footprint
-        assert not (Step.CAPTURE_OUT in driver.world and Step.CAPTURE_IN not in driver.world)
+        if not driver.state.unwinding:
+            assert not (Step.CAPTURE_OUT in driver.world and Step.CAPTURE_IN not in driver.world)
         assert not (Step.PUBLISH in driver.state.done and Step.CAPTURE_IN not in driver.world)
     if reconnect or not driver.state.session:
         driver.had = driver.listeners = False

@@ -167,6 +167,39 @@ def test_a_pod_that_loses_its_address_in_the_object_stays() -> None:
     run(scenario)
 
 
+def test_a_pod_stays_while_the_object_of_its_namespace_is_missing() -> None:
+    async def scenario(s: Setting) -> None:
+        s.registry.on_session(1)
+        s.registry.apply(objects(pod()))
+        await until(lambda: enrolled(s))
+        s.registry.apply(Objects(pods=(pod(),), namespaces={}))
+        await asyncio.sleep(0)
+        assert enrolled(s)
+        # Its own label still counts, and so does a namespace that is there and says nothing.
+        s.registry.apply(Objects(pods=(pod(labels={pods.MODE_LABEL: "none"}),), namespaces={}))
+        await until(lambda: not s.registry.workers)
+        s.registry.apply(objects(pod()))
+        await until(lambda: enrolled(s))
+        s.registry.apply(objects(pod(), mode=None))
+        await until(lambda: not s.registry.workers)
+
+    run(scenario)
+
+
+def test_a_pod_that_begins_to_run_is_looked_at_again_without_a_gap() -> None:
+    async def scenario(s: Setting) -> None:
+        s.registry.on_session(1)
+        s.registry.apply(objects(pod(ip=None)))
+        assert (await s.registry.add(request())).result == "enrolled"
+        s.steps.done.clear()
+        s.registry.apply(objects(pod()))
+        assert s.registry.workers[0].state.captured
+        await until(lambda: enrolled(s))
+        assert s.steps.of("u1") == [Step.PROVE, Step.CAPTURE_OUT, Step.PUBLISH]
+
+    run(scenario)
+
+
 def test_a_malformed_version_of_a_pod_changes_nothing() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
@@ -313,8 +346,8 @@ def test_a_recovered_pod_without_object_and_processes_is_released() -> None:
         s.registry.apply(objects())
         await until(lambda: not s.registry.workers)
         assert [step for step in s.steps.of("u1") if step in (Step.RELEASE_IN, Step.RELEASE_OUT)] == [
-            Step.RELEASE_OUT,
             Step.RELEASE_IN,
+            Step.RELEASE_OUT,
         ]
 
     run(scenario)

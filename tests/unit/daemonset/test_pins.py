@@ -7,7 +7,7 @@ import socket
 from ipaddress import ip_address
 
 from bpf.abi import Kind
-from daemonset.bpffs import missing
+from daemonset.pins import missing
 
 V4, V6 = ip_address("10.1.0.5"), ip_address("fd00::5")
 
