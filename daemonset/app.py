@@ -9,6 +9,7 @@ pod. Stop: everything stays captured; only the agent's sockets and tasks go.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -77,7 +78,7 @@ class Agent:
         except netns.NetnsError as error:
             raise StartError(error.code, error.reason) from error
         except OSError as error:
-            raise StartError(Code.BAD_SETTING, str(error), 69) from error
+            raise StartError(_code_of(error), str(error), 69) from error
 
     async def run(self, stop: asyncio.Event) -> None:
         """Return when `stop` is set.
@@ -97,7 +98,10 @@ class Agent:
         arguments = loader.load_arguments(settings)
         answer = await loader.run(settings.bpf_python, arguments, timeout_s=settings.load_timeout_s)
         _log.info("BPF programs are in place: %s", answer)
-        self._pins = Pins(settings.bpffs)
+        try:
+            self._pins = Pins(settings.bpffs)
+        except OSError as error:
+            raise StartError(Code.LOADER_FAILED, str(error)) from error
         self._node = netns.open_netns("/proc/self/ns/net")
         self._pins.set_node(self._node.cookie, settings.kubelet_tgid)
         self.readiness.done("bpf")
@@ -128,7 +132,10 @@ class Agent:
             cni_timeout_s=settings.cni_timeout_s,
         )
         await self._recover(registry, pins)
-        gate = Gate(settings.ztunnel_cgroup)
+        try:
+            gate = Gate(settings.ztunnel_cgroup)
+        except OSError as error:
+            raise StartError(Code.NO_CGROUP, str(error), 69) from error
         self._zds = ZdsListener(
             settings.zds_socket,
             gate,
@@ -242,6 +249,10 @@ class Agent:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _code_of(error: OSError) -> Code:
+    return Code.ADDRESS_IN_USE if error.errno == errno.EADDRINUSE else Code.BAD_SETTING
 
 
 def objects_of(snapshot: Snapshot) -> Objects:

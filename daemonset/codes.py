@@ -63,6 +63,8 @@ class Code(enum.Enum):
     BAD_SETTING = ("AMB2206", "correct the agent's environment")
     NOT_ROOT = ("AMB2207", "run the agent as root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")
     LOOP_ENDED = ("AMB2208", "report this with the agent's log; pods stay captured, start the agent again")
+    ADDRESS_IN_USE = ("AMB2209", "stop the process that has the address, or choose another one")
+    NO_CGROUP = ("AMB2210", "mount cgroup v2, and name directories below it that exist")
 
     # The CNI socket.
     CNI_BAD_REQUEST = ("AMB2301", "send one JSON object a line: cmd, uid, namespace, name, netns, ips")

@@ -320,6 +320,9 @@ def start_once(bed: Bed, *prefix: str, **settings: str) -> subprocess.CompletedP
         ({"AMBIT_BPF_PYTHON": "/nonexistent/python"}, 69, "AMB2203", "/nonexistent/python"),
         ({"AMBIT_BPF_PYTHON": "/bin/false"}, 1, "AMB2201", "bpf load"),
         ({"AMBIT_AGENT_ADDR": "192.0.2.7:15016"}, 69, "AMB2206", "192.0.2.7"),
+        ({"AMBIT_ZTUNNEL_CGROUP": "/tmp"}, 69, "AMB2210", "cgroup v2"),
+        ({"AMBIT_OBJECTS": ""}, 65, "AMB2206", "AMBIT_OBJECTS"),
+        ({"LOG_LEVEL": "loud"}, 65, "AMB2206", "loud"),
     ],
 )
 def test_a_start_that_cannot_be_says_why_and_leaves_no_socket(
@@ -330,6 +333,36 @@ def test_a_start_that_cannot_be_says_why_and_leaves_no_socket(
     assert code in ended.stderr
     assert words in ended.stderr
     assert not list(bed.directory.glob("*.sock"))
+
+
+def test_an_address_in_use_is_named(bed: Bed) -> None:
+    taken = inside(bed.node, lambda: socket.create_server(("127.0.0.1", 15016)))
+    with taken:
+        ended = start_once(bed)
+    assert ended.returncode == 69, ended.stderr
+    assert "AMB2209" in ended.stderr
+    assert "127.0.0.1:15016" in ended.stderr
+    assert not list(bed.directory.glob("*.sock"))
+
+
+def test_without_root_it_says_so(bed: Bed) -> None:
+    ended = start_once(bed, "setpriv", "--reuid", "65534", "--clear-groups")
+    assert ended.returncode == 1, ended.stderr
+    assert "AMB2207" in ended.stderr
+    assert "root" in ended.stderr
+
+
+def test_an_unknown_command_is_answered_with_the_usage(bed: Bed) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "daemonset", "destroy"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 64
+    assert "usage: python -m daemonset [cleanup]" in ended.stderr
+    assert ended.stdout == ""
 
 
 def test_a_missing_cgroup_is_named(bed: Bed) -> None:
