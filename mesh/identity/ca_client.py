@@ -14,6 +14,7 @@ import grpc
 from google.protobuf import struct_pb2
 
 from mesh.identity.certificate import WorkloadCertificate, from_response
+from mesh.identity.channel import headers, secure_channel
 from mesh.identity.csr import new_key_and_csr
 from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.proto import ca_pb2
@@ -82,25 +83,14 @@ class CaClient:
 
     async def _call(self, request: ca_pb2.IstioCertificateRequest) -> list[str]:
         settings = self._settings
-        credentials = grpc.ssl_channel_credentials(root_certificates=settings.roots.read_bytes())
-        options: list[tuple[str, int | str]] = [
-            ("grpc.enable_retries", 0),
-            # The environment's http_proxy is for the web, not for a neighbour in the cluster.
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if settings.server_name:
-            options.append(("grpc.ssl_target_name_override", settings.server_name))
-        headers = [("clusterid", settings.cluster_id)]
-        if settings.token is not None:
-            headers.append(("authorization", f"Bearer {settings.token.read_text(encoding='ascii').strip()}"))
-        address = settings.address.removeprefix("https://")
-        async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+        said = headers(settings.token, settings.cluster_id)
+        channel = secure_channel(settings.address, settings.roots, server_name=settings.server_name)
+        async with channel:
             method = channel.unary_unary(
                 METHOD,
                 request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
                 response_deserializer=bytes,
             )
-            data = await method(request, metadata=tuple(headers), timeout=settings.timeout_s)
+            data = await method(request, metadata=said, timeout=settings.timeout_s)
         # Parsed here, not by grpc, which would hand over None for an answer that is none.
         return list(ca_pb2.IstioCertificateResponse.FromString(data).cert_chain)

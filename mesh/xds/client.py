@@ -24,6 +24,7 @@ from google.protobuf import struct_pb2
 from google.protobuf.message import DecodeError as ProtobufError
 from google.rpc import status_pb2
 
+from mesh.identity.channel import headers, secure_channel
 from mesh.runtime.clock import Clock
 from mesh.xds.protocol import DeltaSubscription, ProtocolError, Request, Response
 from mesh.xds.resource import Rejection, Resource, Update
@@ -184,23 +185,17 @@ class XdsClient:
 
     def _channel(self) -> grpc.aio.Channel:
         """Open a channel of its own: a new root file or address takes effect with the next stream."""
-        settings = self._settings
-        credentials = grpc.ssl_channel_credentials(root_certificates=settings.roots.read_bytes())
-        options: list[tuple[str, int | str]] = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.keepalive_time_ms", int(KEEPALIVE_INTERVAL_S * 1000)),
-            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.enable_retries", 0),
-            # The environment's http_proxy is for the web, not for a neighbour in the cluster.
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if settings.server_name:
-            options.append(("grpc.ssl_target_name_override", settings.server_name))
-        return grpc.aio.secure_channel(
-            settings.address.removeprefix("https://"), credentials, options=options
+        return secure_channel(
+            self._settings.address,
+            self._settings.roots,
+            server_name=self._settings.server_name,
+            options=(
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.keepalive_time_ms", int(KEEPALIVE_INTERVAL_S * 1000)),
+                ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+                ("grpc.http2.max_pings_without_data", 0),
+            ),
         )
 
     async def _stream(self, channel: grpc.aio.Channel) -> None:
@@ -210,7 +205,9 @@ class XdsClient:
             request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
             response_deserializer=bytes,
         )
-        call = method(metadata=self._metadata())  # type: ignore[call-arg]  # no iterator: we write
+        said = headers(self._settings.token, self._settings.cluster_id)
+        # Without an iterator of requests, they are written one by one; the stubs do not know that.
+        call = method(metadata=said)  # type: ignore[call-arg]
         try:
             for subscription in self._subscriptions.values():
                 await _write(call, self._encode(subscription.open(), first=True))
@@ -219,13 +216,6 @@ class XdsClient:
                 await _write(call, self._encode(self._take(data), first=False))
         finally:
             call.cancel()
-
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        metadata = [("clusterid", self._settings.cluster_id)]
-        if self._settings.token is not None:
-            token = self._settings.token.read_text(encoding="ascii").strip()
-            metadata.append(("authorization", f"Bearer {token}"))
-        return tuple(metadata)
 
     def _take(self, data: bytes) -> Request:
         """Apply one response and return its answer; nothing waits in between, so both happen or neither."""

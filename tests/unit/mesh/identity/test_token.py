@@ -127,6 +127,19 @@ def test_a_binding_that_lacks_something_proves_nothing(missing: str) -> None:
         verify_token(forged(**{"kubernetes.io": bound}), PUBLIC, now_s=NOW)
 
 
+@pytest.mark.parametrize("name", ["", None, 7, ["a"]])
+def test_a_name_that_is_none_proves_nothing(name: object) -> None:
+    bound = body_of(sign_token(CLAIMS, PRIVATE, now_s=NOW))["kubernetes.io"]
+    bound["pod"] = {"name": name, "uid": "pod-1"}
+    with pytest.raises(TokenError, match="no name"):
+        verify_token(forged(**{"kubernetes.io": bound}), PUBLIC, now_s=NOW)
+
+
+def test_the_time_is_the_callers_and_not_the_machines() -> None:
+    for now in (0.0, 4_102_444_800.0):
+        assert verify_token(sign_token(CLAIMS, PRIVATE, now_s=now), PUBLIC, now_s=now).node == "n1"
+
+
 @pytest.mark.parametrize("token", ["", "x", "a.b.c", "." * 40, "ä.b.c"])
 def test_garbage_proves_nothing(token: str) -> None:
     with pytest.raises(TokenError):
@@ -136,6 +149,8 @@ def test_garbage_proves_nothing(token: str) -> None:
 def test_a_huge_token_is_not_looked_at() -> None:
     with pytest.raises(TokenError, match="more than"):
         verify_token("x" * (MAX_TOKEN_BYTES + 1), PUBLIC, now_s=NOW)
+    with pytest.raises(TokenError, match="not valid"):
+        verify_token("x" * MAX_TOKEN_BYTES, PUBLIC, now_s=NOW)
 
 
 def test_an_issuer_key_of_another_kind_is_refused() -> None:
