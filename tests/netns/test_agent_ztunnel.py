@@ -54,7 +54,7 @@ class World:
         self.start_ztunnel()
         await self.until(lambda: self.bed.agent_state("/healthz/ready") == "ready")
 
-    def start_ztunnel(self) -> None:
+    def start_ztunnel(self, **more: str) -> None:
         bed, directory = self.bed, self.bed.directory
         bed.ztunnel = bed.spawn(
             "nsenter",
@@ -73,6 +73,7 @@ class World:
                 "CA_ADDRESS": f"https://localhost:{self.authority.port}",
                 "CA_ROOT_CA": str(directory / "root.pem"),
                 "AUTH_TOKEN": str(directory / "token"),
+                **more,
             },
         )
 
@@ -203,5 +204,43 @@ def test_ztunnel_and_agent_are_killed_in_turn_and_traffic_comes_back(bed: Bed) -
         await world.until(lambda: bed.pod_state(web).get("state") == "enrolled")
         await world.until(lambda: bed.pod_state(client).get("state") == "enrolled")
         await world.until(lambda: client.call(web.ip, 8080) == expected)
+
+    run(bed, scenario)
+
+
+def test_an_upgrade_of_ztunnel_refuses_no_connection(bed: Bed) -> None:
+    async def scenario(world: World) -> None:
+        web, client = await world.pod("web"), await world.pod("client")
+        expected = f"app web from {client.ip}"
+        answers: list[str] = []
+        stop = asyncio.Event()
+
+        async def keep_calling() -> None:
+            while not stop.is_set():
+                answers.append(await world.call(client, web.ip))
+
+        calling = asyncio.get_running_loop().create_task(keep_calling())
+        old = bed.ztunnel
+        assert old is not None
+        await world.until(lambda: len(answers) > 2)
+        world.start_ztunnel(
+            AMBIT_ADMIN_ADDR="127.0.0.1:25000",
+            AMBIT_METRICS_ADDR="127.0.0.1:25020",
+            AMBIT_READINESS_ADDR="127.0.0.1:25021",
+        )
+        await world.until(lambda: len(bed.agent_state("/ztunnel")) == 2)
+        await world.until(lambda: bed.agent_state("/ztunnel")[-1]["ready"])
+        assert bed.agent_state("/ztunnel")[-1]["pods"] == 2
+        seen = len(answers)
+        await world.until(lambda: len(answers) > seen + 2)
+        old.terminate()
+        await asyncio.to_thread(old.wait, 45)
+        await world.until(lambda: len(bed.agent_state("/ztunnel")) == 1)
+        seen = len(answers)
+        await world.until(lambda: len(answers) > seen + 2)
+        stop.set()
+        await calling
+        assert set(answers) == {expected}
+        assert bed.pod_state(web)["state"] == "enrolled"
 
     run(bed, scenario)
