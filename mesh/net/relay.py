@@ -296,8 +296,12 @@ class TcpEnd(asyncio.Protocol):
         self._eof_out = True
         if self._eof_in:
             self._transport.close()
-        else:
+            return
+        try:
             self._transport.write_eof()
+        except OSError:
+            # asyncio shuts down at once: ENOTCONN when the other side's RST was not read yet.
+            self.abort(Reason.PEER_RESET)
 
     def abort(self, reason: Reason) -> None:
         """Send RST and drop what is unsent."""

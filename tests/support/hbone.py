@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mesh.hbone.driver import ClientTunnel, HboneConnection, Limits, Role, ServerTunnel
 from mesh.hbone.frames import HboneError
-from mesh.net.relay import RelayResult, TcpEnd, join
+from mesh.net.relay import Relay, RelayResult, TcpEnd, join
 from mesh.runtime.clock import SystemClock
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.telemetry.reasons import Reason
@@ -48,6 +48,7 @@ class Node:
         self.accepted: list[HboneConnection] = []
         self.dialled: list[HboneConnection] = []
         self.requests: list[ServerTunnel] = []
+        self.relays: list[Relay] = []
         self.results: list[RelayResult] = []
         self.closed: list[Reason] = []
         self.failures: list[HboneError | OSError] = []
@@ -117,7 +118,7 @@ class Node:
             tunnel.refuse(503, Reason.CONNECT_REFUSED)
             return
         tunnel.accept()
-        join(tunnel, end, self.results.append)
+        self.relays.append(join(tunnel, end, self.results.append))
 
     async def _outbound(self, end: TcpEnd, connection: HboneConnection, authority: str) -> None:
         try:
@@ -130,7 +131,7 @@ class Node:
         if response.reason is not None:
             end.abort(response.reason)
             return
-        join(end, tunnel, self.results.append)
+        self.relays.append(join(end, tunnel, self.results.append))
 
     async def close(self) -> None:
         """End everything; waits until each connection is gone."""
@@ -140,6 +141,7 @@ class Node:
             connection.close(Reason.FORCED_CLOSE)
         made = [c for c in (*self.dialled, *self.accepted) if c.transport is not None]
         await eventually(lambda: all(c.closed for c in made), "HBONE connections closed")
+        await eventually(lambda: all(r.done for r in self.relays), "relays done")
         await self.owner.close()
         for server in self.servers:
             await server.wait_closed()

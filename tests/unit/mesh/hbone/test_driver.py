@@ -1,0 +1,600 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections and tunnels over transports in memory, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from mesh.hbone import frames
+from mesh.hbone.driver import ClientTunnel, HboneConnection, Limits, Role, ServerTunnel
+from mesh.hbone.frames import ErrorCode, TunnelError, TunnelLimitError
+from mesh.hbone.tunnel import REASON_HEADER, Tunnel
+from mesh.net.relay import End, RelayOwner
+from mesh.telemetry.reasons import Reason
+from tests.support.h2peer import data, split
+from tests.support.transports import FakeTransport, pump, turns
+from tests.support.virtual import LoopClock, run_virtual
+
+LIMITS = replace(Limits(), initial_window_bytes=65535, max_window_bytes=65535, send_queue_bytes=50_000)
+
+
+@dataclass
+class Recorder:
+    """An end of a relay and its owner in one."""
+
+    data: bytearray = field(default_factory=bytearray)
+    log: list[object] = field(default_factory=list)
+    peer: End | None = None
+
+    def start(self, peer: End, owner: RelayOwner) -> None:
+        self.peer = peer
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def write_eof(self) -> None:
+        self.log.append("eof")
+
+    def abort(self, reason: Reason) -> None:
+        self.log.append(("abort", reason))
+
+    def pause_reading(self) -> None:
+        self.log.append("pause")
+
+    def resume_reading(self) -> None:
+        self.log.append("resume")
+
+    def end_closed(self, end: End, reason: Reason) -> None:
+        self.log.append(("closed", reason))
+
+
+class Joined:
+    """A client and a server connection over two transports in memory."""
+
+    def __init__(self, client_limits: Limits = LIMITS, server_limits: Limits = LIMITS) -> None:
+        self.closed: list[tuple[Role, Reason]] = []
+        self.requests: list[ServerTunnel] = []
+        self.client = self._make(Role.CLIENT, client_limits)
+        self.server = self._make(Role.SERVER, server_limits)
+        self.a, self.b = FakeTransport(self.client), FakeTransport(self.server)
+
+    def _make(self, role: Role, limits: Limits) -> HboneConnection:
+        return HboneConnection(
+            role=role,
+            limits=limits,
+            on_request=self.requests.append if role is Role.SERVER else None,
+            on_close=lambda c, reason: self.closed.append((c.role, reason)),
+            clock=LoopClock(),
+        )
+
+    async def pump(self) -> None:
+        await pump(self.a, self.b)
+
+    async def tunnel(self) -> tuple[ClientTunnel, Recorder, ServerTunnel, Recorder]:
+        """Open a tunnel whose two ends are recorders."""
+        client = self.client.open_tunnel("10.0.0.1:80", [(b"x", b"y")])
+        await self.pump()
+        server = self.requests[-1]
+        server.accept([(b"baggage", b"z")])
+        await self.pump()
+        near, far = Recorder(), Recorder()
+        client.start(near, near)
+        server.start(far, far)
+        return client, near, server, far
+
+
+def virtual(test: Callable[[Joined], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        async def body() -> None:
+            joined = Joined()
+            await joined.pump()
+            await test(joined)
+
+        run_virtual(body)
+
+    run.__name__ = test.__name__
+    return run
+
+
+# --- Tunnels
+
+
+@virtual
+async def test_a_tunnel_from_begin_to_end(joined: Joined) -> None:
+    client, near, server, far = await joined.tunnel()
+    response = await client.opened
+    assert (response.status, response.headers, response.reason) == (200, ((b"baggage", b"z"),), None)
+    assert (server.authority, server.get(b"x"), server.get(b"none")) == ("10.0.0.1:80", b"y", b"")
+    client.write(b"request")
+    client.write_eof()
+    await joined.pump()
+    assert (far.data, far.log) == (b"request", ["eof"])
+    server.write(b"response")
+    server.write_eof()
+    await joined.pump()
+    assert (near.data, near.log) == (b"response", ["eof", ("closed", Reason.COMPLETE)])
+    assert far.log == ["eof", ("closed", Reason.COMPLETE)]
+    assert (client.delivered, server.delivered) == (8, 7)
+    assert (joined.client.tunnels, joined.server.tunnels) == (0, 0)
+
+
+@virtual
+async def test_bytes_before_the_start_are_held_in_order(joined: Joined) -> None:
+    client = joined.client.open_tunnel("a:1")
+    await joined.pump()
+    server = joined.requests[0]
+    server.accept()
+    await joined.pump()
+    near = Recorder()
+    client.start(near, near)
+    client.write(b"early ")
+    client.write(b"bird")
+    client.write_eof()
+    await joined.pump()
+    far = Recorder()
+    server.start(far, far)
+    assert (far.data, far.log) == (b"early bird", ["eof"])
+
+
+@virtual
+async def test_a_tunnel_nobody_started_holds_no_more_than_its_window(joined: Joined) -> None:
+    client = joined.client.open_tunnel("a:1")
+    await joined.pump()
+    joined.requests[0].accept()
+    await joined.pump()
+    near = Recorder()
+    client.start(near, near)
+    client.write(bytes(500_000))
+    await joined.pump()
+    assert sum(map(len, joined.requests[0]._held)) == 65535
+    far = Recorder()
+    joined.requests[0].start(far, far)
+    await joined.pump()
+    assert len(far.data) == 500_000
+
+
+@virtual
+async def test_a_full_consumer_stops_the_source_and_its_room_starts_it_again(joined: Joined) -> None:
+    client, near, server, far = await joined.tunnel()
+    server.pause_reading()
+    client.write(bytes(65535))
+    await joined.pump()
+    assert near.log == []
+    client.write(bytes(LIMITS.send_queue_bytes))
+    await joined.pump()
+    assert near.log == [], "the queue is full to its limit"
+    client.write(b"x")
+    assert near.log == ["pause"]
+    client.write(b"y")
+    assert near.log == ["pause"], "once"
+    server.resume_reading()
+    await joined.pump()
+    assert near.log == ["pause", "resume"]
+    assert len(far.data) == 65535 + LIMITS.send_queue_bytes + 2
+
+
+@virtual
+async def test_a_full_transport_holds_each_source_that_writes(joined: Joined) -> None:
+    client, near, _, far = await joined.tunnel()
+    idle, idle_near, _, _ = await joined.tunnel()
+    joined.client.pause_writing()
+    client.write(b"x")
+    assert near.log == ["pause"]
+    assert idle_near.log == []
+    joined.client.resume_writing()
+    assert near.log == ["pause", "resume"]
+    await joined.pump()
+    assert far.data == b"x"
+    assert not idle.closed
+
+
+@virtual
+async def test_writes_of_one_turn_leave_in_one_write(joined: Joined) -> None:
+    tunnels = [await joined.tunnel() for _ in range(5)]
+    before = joined.a.writes
+    for client, *_ in tunnels:
+        client.write(b"a")
+        client.write(b"b")
+    await turns()
+    assert joined.a.writes == before + 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "seen"),
+    [
+        (Reason.PEER_RESET, Reason.PEER_RESET),
+        (Reason.IO_ERROR, Reason.PEER_RESET),
+        (Reason.POLICY_REVOKED, Reason.TUNNEL_RESET),
+        (Reason.INTERNAL_ERROR, Reason.TUNNEL_RESET),
+    ],
+)
+def test_an_abort_is_a_reset_on_the_far_side(reason: Reason, seen: Reason) -> None:
+    """ztunnel#1483: there a reset of the application arrives as an orderly end."""
+
+    async def test() -> None:
+        joined = Joined()
+        await joined.pump()
+        client, near, server, far = await joined.tunnel()
+        client.abort(reason)
+        client.abort(Reason.FORCED_CLOSE)
+        client.write(b"late")
+        client.write_eof()
+        await joined.pump()
+        assert far.log == [("abort", seen), ("closed", seen)]
+        assert near.log == [("abort", reason), ("closed", reason)]
+        assert (client.reason, server.reason) == (reason, seen)
+
+    run_virtual(test)
+
+
+@virtual
+async def test_refusals_carry_status_and_reason(joined: Joined) -> None:
+    for status, reason, seen in (
+        (401, Reason.POLICY_DENIED, Reason.TUNNEL_UNAUTHORIZED),
+        (503, Reason.CONNECT_REFUSED, Reason.TUNNEL_UPSTREAM_FAILED),
+        (400, Reason.BAD_AUTHORITY, Reason.TUNNEL_REFUSED),
+    ):
+        client = joined.client.open_tunnel("a:1")
+        await joined.pump()
+        server = joined.requests[-1]
+        server.refuse(status, reason)
+        server.refuse(500, Reason.INTERNAL_ERROR)
+        server.accept()
+        await joined.pump()
+        response = await client.opened
+        assert response.status == status
+        assert response.reason is seen
+        assert response.get(REASON_HEADER) == reason.value.encode()
+        assert (client.reason, server.reason) == (seen, reason)
+    assert (joined.client.tunnels, joined.server.tunnels) == (0, 0)
+    assert not joined.a.closing
+
+
+@virtual
+async def test_a_client_that_gives_up_before_the_answer_is_seen(joined: Joined) -> None:
+    client = joined.client.open_tunnel("a:1")
+    await joined.pump()
+    client.abort(Reason.TUNNEL_TIMEOUT)
+    with pytest.raises(TunnelError) as caught:
+        await client.opened
+    assert caught.value.reason is Reason.TUNNEL_TIMEOUT
+    await joined.pump()
+    server = joined.requests[0]
+    assert server.closed
+    server.accept()
+    far = Recorder()
+    server.start(far, far)
+    assert far.log == [("abort", Reason.TUNNEL_RESET), ("closed", Reason.TUNNEL_RESET)]
+
+
+@virtual
+async def test_no_error_reset_after_the_end_keeps_what_the_application_has_to_read(joined: Joined) -> None:
+    client, near, server, _ = await joined.tunnel()
+    server.write(b"last words")
+    server.write_eof()
+    await joined.pump()
+    joined.client.data_received(frames.rst_stream(client.stream_id, ErrorCode.NO_ERROR))
+    assert (near.data, near.log) == (b"last words", ["eof"])
+    client.write_eof()
+    assert near.log == ["eof", ("closed", Reason.COMPLETE)]
+    assert server is joined.requests[0]
+
+
+@virtual
+async def test_bytes_after_such_a_reset_are_answered_with_a_reset(joined: Joined) -> None:
+    client, near, server, _ = await joined.tunnel()
+    server.write_eof()
+    await joined.pump()
+    joined.client.data_received(frames.rst_stream(client.stream_id, ErrorCode.NO_ERROR))
+    client.write(b"nobody reads this")
+    assert near.log[-2:] == [("abort", Reason.PEER_CLOSED), ("closed", Reason.PEER_CLOSED)]
+
+
+@virtual
+async def test_a_broken_tunnel_leaves_the_others(joined: Joined) -> None:
+    one, near, _, _ = await joined.tunnel()
+    other, other_near, _, other_far = await joined.tunnel()
+    joined.client.data_received(frames.window_update(one.stream_id, 0))
+    assert near.log == [("abort", Reason.H2_PROTOCOL_ERROR), ("closed", Reason.H2_PROTOCOL_ERROR)]
+    other.write(b"goes on")
+    await joined.pump()
+    assert other_far.data == b"goes on"
+    assert other_near.log == []
+
+
+# --- The connection
+
+
+@virtual
+async def test_limits_of_tunnels_and_their_words(joined: Joined) -> None:
+    small = Joined(replace(LIMITS, max_tunnels=1))
+    await small.pump()
+    small.client.open_tunnel("a:1")
+    assert not small.client.usable
+    with pytest.raises(TunnelLimitError, match="1 tunnels open, own limit 1"):
+        small.client.open_tunnel("a:1")
+    assert not joined.server.usable
+    assert joined.client.usable
+
+
+@virtual
+async def test_peers_protocol_error_closes_and_tells_it_why(joined: Joined) -> None:
+    client, near, *_ = await joined.tunnel()
+    joined.client.data_received(data(0, b"x"))
+    await turns()
+    assert joined.closed == [(Role.CLIENT, Reason.H2_PROTOCOL_ERROR)]
+    assert near.log[-1] == ("closed", Reason.H2_PROTOCOL_ERROR)
+    last = split(joined.a.take())[-1]
+    assert last[0] == frames.GOAWAY
+    assert b"DATA on idle stream 0" in last[3]
+    assert client.closed
+    with pytest.raises(TunnelLimitError):
+        joined.client.open_tunnel("a:1")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, Reason.PEER_CLOSED),
+        (ConnectionResetError(), Reason.PEER_CLOSED),
+        (OSError(), Reason.IO_ERROR),
+        (ssl.SSLError(), Reason.TLS_FAILURE),
+    ],
+)
+def test_a_lost_connection_ends_every_tunnel_with_its_cause(error: Exception | None, reason: Reason) -> None:
+    async def test() -> None:
+        joined = Joined()
+        await joined.pump()
+        _, near, *_ = await joined.tunnel()
+        waiting = joined.client.open_tunnel("a:2")
+        joined.a.lose(error)
+        assert near.log == [("abort", reason), ("closed", reason)]
+        with pytest.raises(TunnelError) as caught:
+            await waiting.opened
+        assert caught.value.reason is reason
+        assert joined.closed == [(Role.CLIENT, reason)]
+        assert joined.client.tunnels == 0
+
+    run_virtual(test)
+
+
+@virtual
+async def test_an_abandoned_request_is_no_error_of_the_loop(joined: Joined) -> None:
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    joined.client.open_tunnel("a:1")
+    joined.a.lose(None)
+    await turns()
+    assert errors == []
+
+
+@virtual
+async def test_close_says_goaway_once_and_ends_everything(joined: Joined) -> None:
+    _, near, _, far = await joined.tunnel()
+    joined.server.close(Reason.FORCED_CLOSE)
+    joined.server.close(Reason.DRAINED)
+    await joined.pump()
+    assert far.log[-1] == ("closed", Reason.FORCED_CLOSE)
+    assert near.log[-1] == ("closed", Reason.GOAWAY)
+    assert sorted(joined.closed, key=lambda c: c[0].value) == [
+        (Role.CLIENT, Reason.GOAWAY),
+        (Role.SERVER, Reason.FORCED_CLOSE),
+    ]
+
+
+@virtual
+async def test_a_peer_that_does_not_close_is_aborted(joined: Joined) -> None:
+    joined.a.close = lambda: None  # type: ignore[method-assign]
+    joined.client.close(Reason.FORCED_CLOSE)
+    await asyncio.sleep(1.9)
+    assert not joined.a.aborted
+    await asyncio.sleep(0.2)
+    assert joined.a.aborted
+
+
+@virtual
+async def test_draining_server_serves_what_is_on_its_way(joined: Joined) -> None:
+    client, near, server, far = await joined.tunnel()
+    joined.server.drain()
+    joined.server.drain()
+    late = joined.client.open_tunnel("a:2")
+    await joined.pump()
+    assert len(joined.requests) == 2, "opened before the GOAWAY arrived"
+    assert not joined.client.usable
+    joined.requests[1].refuse(503, Reason.DRAINED)
+    server.write(b"goes on")
+    await joined.pump()
+    assert near.data == b"goes on"
+    assert not joined.b.closing
+    client.write_eof()
+    server.write_eof()
+    await joined.pump()
+    assert far.log[-1] == ("closed", Reason.COMPLETE)
+    assert {role for role, _ in joined.closed} == {Role.CLIENT, Role.SERVER}
+    assert {reason for _, reason in joined.closed} <= {Reason.DRAINED, Reason.GOAWAY}
+    assert (await late.opened).status == 503
+
+
+@virtual
+async def test_tunnels_after_the_last_goaway_are_refused_and_safe_to_retry(joined: Joined) -> None:
+    _, _, server, _ = await joined.tunnel()
+    joined.server.drain()
+    await joined.pump()
+    joined.client.codec.closing = False
+    late = joined.client.open_tunnel("a:2")
+    await joined.pump()
+    with pytest.raises(TunnelError) as caught:
+        await late.opened
+    assert caught.value.retryable
+    assert caught.value.reason is Reason.TUNNEL_REFUSED
+    assert not server.closed
+
+
+@virtual
+async def test_draining_client_ends_with_its_last_tunnel(joined: Joined) -> None:
+    client, _, server, _ = await joined.tunnel()
+    joined.client.drain()
+    await joined.pump()
+    assert not joined.client.usable
+    assert joined.closed == []
+    client.write_eof()
+    server.write_eof()
+    await joined.pump()
+    assert (Role.CLIENT, Reason.DRAINED) in joined.closed
+
+
+@virtual
+async def test_draining_an_idle_connection_closes_it(joined: Joined) -> None:
+    joined.client.drain(Reason.IDLE_TIMEOUT)
+    await joined.pump()
+    assert (Role.CLIENT, Reason.IDLE_TIMEOUT) in joined.closed
+
+
+# --- Time
+
+
+@virtual
+async def test_a_silent_peer_is_asked_and_then_dropped(joined: Joined) -> None:
+    _, near, *_ = await joined.tunnel()
+    joined.client._heard = False
+    await asyncio.sleep(LIMITS.keepalive_interval_s + 0.1)
+    assert split(joined.a.take())[-1][0] == frames.PING
+    await asyncio.sleep(LIMITS.keepalive_timeout_s - 0.2)
+    assert joined.closed == []
+    await asyncio.sleep(0.3)
+    assert joined.closed[0] == (Role.CLIENT, Reason.KEEPALIVE_TIMEOUT)
+    assert near.log[-1] == ("closed", Reason.KEEPALIVE_TIMEOUT)
+
+
+@virtual
+async def test_an_answering_peer_is_kept_for_ever(joined: Joined) -> None:
+    for _ in range(100):
+        await asyncio.sleep(LIMITS.keepalive_interval_s)
+        await joined.pump()
+    assert joined.closed == []
+
+
+@virtual
+async def test_pings_are_answered_while_every_consumer_is_stuck(joined: Joined) -> None:
+    client, near, server, _ = await joined.tunnel()
+    server.pause_reading()
+    client.write(bytes(500_000))
+    await joined.pump()
+    joined.server.data_received(frames.frame(frames.PING, 0, 0, b"12345678"))
+    await turns()
+    assert (frames.PING, frames.ACK, 0, b"12345678") in split(joined.b.take())
+    assert near.log == ["pause"]
+
+
+def test_a_peer_that_never_speaks_is_dropped_in_time() -> None:
+    async def test() -> None:
+        joined = Joined()
+        await asyncio.sleep(LIMITS.handshake_timeout_s - 0.1)
+        assert joined.closed == []
+        await asyncio.sleep(0.2)
+        assert sorted(r.value for _, r in joined.closed) == [Reason.H2_HANDSHAKE_FAILED.value] * 2
+
+    run_virtual(test)
+
+
+def test_a_peer_that_does_not_read_its_socket_is_dropped_at_the_limit() -> None:
+    async def test() -> None:
+        joined = Joined(LIMITS, replace(LIMITS, max_unsent_bytes=1000))
+        await joined.pump()
+        joined.server.pause_writing()
+        joined.b.buffered = 1000
+        joined.server.data_received(frames.frame(frames.PING, 0, 0, bytes(8)))
+        await turns()
+        assert not joined.b.aborted
+        joined.b.buffered = 1001
+        joined.server.data_received(frames.frame(frames.PING, 0, 0, bytes(8)))
+        await turns()
+        assert joined.b.aborted
+        assert joined.closed == [(Role.SERVER, Reason.H2_FLOOD)]
+
+    run_virtual(test)
+
+
+# --- TLS
+
+
+@dataclass
+class FakeTls:
+    alpn: str | None
+    der: bytes = b"leaf"
+
+    def getpeercert(self, binary_form: bool) -> bytes:
+        return self.der
+
+    def selected_alpn_protocol(self) -> str | None:
+        return self.alpn
+
+
+@pytest.mark.parametrize(("alpn", "accepted"), [("h2", True), (None, True), ("http/1.1", False)])
+def test_alpn_and_the_peers_certificate(alpn: str | None, accepted: bool) -> None:
+    async def test() -> None:
+        closed: list[Reason] = []
+        connection = HboneConnection(
+            role=Role.SERVER,
+            limits=LIMITS,
+            on_request=None,
+            on_close=lambda _, reason: closed.append(reason),
+            clock=LoopClock(),
+        )
+        FakeTransport(connection, ssl_object=FakeTls(alpn))
+        assert connection.peer_der == b"leaf"
+        await turns()
+        assert closed == ([] if accepted else [Reason.H2_HANDSHAKE_FAILED])
+        connection.close(Reason.FORCED_CLOSE)
+        await turns()
+
+    run_virtual(test)
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"), [(Role.CLIENT, Reason.TLS_FAILURE), (Role.SERVER, Reason.H2_HANDSHAKE_FAILED)]
+)
+def test_silence_and_an_end_after_the_handshake(role: Role, reason: Reason) -> None:
+    """TLS 1.3: a server that refuses the client's certificate does it after the client's handshake."""
+
+    async def test() -> None:
+        closed: list[Reason] = []
+        connection = HboneConnection(
+            role=role,
+            limits=LIMITS,
+            on_request=None,
+            on_close=lambda _, r: closed.append(r),
+            clock=LoopClock(),
+        )
+        FakeTransport(connection, ssl_object=FakeTls("h2")).lose(None)
+        assert closed == [reason]
+
+    run_virtual(test)
+
+
+def test_a_connection_without_a_handler_refuses() -> None:
+    async def test() -> None:
+        joined = Joined()
+        joined.server._on_request = None
+        client = joined.client.open_tunnel("a:1")
+        await joined.pump()
+        assert (await client.opened).status == 503
+
+    run_virtual(test)
+
+
+def test_a_tunnel_knows_its_connection() -> None:
+    async def test() -> None:
+        joined = Joined()
+        await joined.pump()
+        client, *_ = await joined.tunnel()
+        assert isinstance(client, Tunnel)
+        assert client.connection is joined.client
+
+    run_virtual(test)
