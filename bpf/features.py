@@ -13,14 +13,15 @@ from typing import NamedTuple
 from bpf import abi, load, syscall
 from bpf.errors import BpfError
 
-_CALL, _EXIT, _MOV_IMM, _MOV_REG, _LOAD_WORD, _STORE_WORD = 0x85, 0x95, 0xB7, 0xBF, 0x61, 0x62
-_R0, _R1, _R2, _R3, _R4, _R5, _R6, _R10 = 0, 1, 2, 3, 4, 5, 6, 10
+_CALL, _EXIT, _MOV_IMM, _MOV_REG, _ADD_IMM = 0x85, 0x95, 0xB7, 0xBF, 0x07
+_LOAD_WORD, _STORE_DWORD, _JUMP_EQ_IMM = 0x61, 0x7A, 0x15
+_R0, _R1, _R2, _R3, _R4, _R5, _R10 = 0, 1, 2, 3, 4, 5, 10
 _HELPERS = {
     "get_current_cgroup_id": 80,
     "get_netns_cookie": 122,
     "get_current_ancestor_cgroup_id": 123,
 }
-_SET_RETVAL = 187
+_SET_RETVAL, _SKC_LOOKUP_TCP, _SK_RELEASE = 187, 99, 86
 _INGRESS_IFINDEX_OFFSET = 64
 """Of struct bpf_sk_lookup in include/uapi/linux/bpf.h (5.17)."""
 
@@ -65,6 +66,12 @@ def _stubs() -> list[_Stub]:
         ("getsockopt", kind.CGROUP_SOCKOPT, attach.GETSOCKOPT),
     ):
         stubs.append(_Stub(f"own errno in {name}", program, at, own_errno + _end()))
+    lookup = _insn(_STORE_DWORD, _R10, offset=-16) + _insn(_STORE_DWORD, _R10, offset=-8)
+    lookup += _insn(_MOV_REG, _R2, _R10) + _insn(_ADD_IMM, _R2, immediate=-16)
+    lookup += _insn(_MOV_IMM, _R3, immediate=12) + _insn(_MOV_IMM, _R4, immediate=-1) + _insn(_MOV_IMM, _R5)
+    lookup += _insn(_CALL, immediate=_SKC_LOOKUP_TCP) + _insn(_JUMP_EQ_IMM, _R0, offset=2)
+    lookup += _insn(_MOV_REG, _R1, _R0) + _insn(_CALL, immediate=_SK_RELEASE)
+    stubs.append(_Stub("socket lookup in connect", kind.CGROUP_SOCK_ADDR, attach.CONNECT4, lookup + _end()))
     interface = _insn(_LOAD_WORD, _R2, _R1, offset=_INGRESS_IFINDEX_OFFSET)
     stubs.append(_Stub("interface in sk_lookup", kind.SK_LOOKUP, attach.SK_LOOKUP, interface + _end()))
     return stubs

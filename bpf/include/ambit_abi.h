@@ -114,6 +114,7 @@ enum ambit_counter {
 	AMBIT_C_TO_OUTBOUND,         /* handed to ztunnel's outbound listener */
 	AMBIT_C_TO_INBOUND,          /* handed to ztunnel's inbound listener */
 	AMBIT_C_TO_HBONE,            /* handed to ztunnel's HBONE listener */
+	AMBIT_C_DIAL_QUOTA,          /* dial of ztunnel refused: its record would not fit the pod's quota */
 	AMBIT_C_DIAL_PASSED,         /* ztunnel's dial passed to the application */
 	AMBIT_C_PROBE_RECORDED,      /* connect of the node recorded */
 	AMBIT_C_PROBE_QUOTA,         /* probe not recorded: the map is full */

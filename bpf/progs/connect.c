@@ -55,6 +55,27 @@ static __always_inline u32 free_port(struct bpf_sock_addr *ctx, const struct amb
 	return waiting;
 }
 
+/* A dial to the pod's application without a record would come back to ztunnel's inbound listener, and again:
+ * try, before the SYN leaves, that a record fits. */
+static __always_inline int dial_fits(u64 cookie)
+{
+	void *own = records.lookup(&cookie);
+	struct ambit_record record;
+	struct ambit_flow trial;
+	long error;
+
+	if (!own)
+		return 0;
+	__builtin_memset(&trial, 0, sizeof(trial));
+	__builtin_memset(&record, 0, sizeof(record));
+	trial.pad = bpf_get_smp_processor_id() + 1;
+	error = bpf_map_update_elem(own, &trial, &record, BPF_ANY);
+	if (error)
+		return 0;
+	bpf_map_delete_elem(own, &trial);
+	return 1;
+}
+
 /* Decide on one connect: 1 and *to, *port set: rewrite; 1 and *port 0: leave alone; 0: refuse. */
 static __always_inline int decide(struct bpf_sock_addr *ctx, const struct ambit_addr *asked, struct ambit_addr *to,
 				  u32 *port)
@@ -72,8 +93,11 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, const struct ambit_
 		return 1;
 	/* A socket can connect again: what an earlier connect left must not speak for this one. */
 	origins.sk_storage_delete(sk);
-	if (is_ztunnel())
+	if (is_ztunnel()) {
+		if (protocol != AMBIT_UDP && pod_owns(pod, asked) && !dial_fits(cookie))
+			return refuse(AMBIT_C_DIAL_QUOTA, AMBIT_ECONNREFUSED);
 		return 1;
+	}
 	if (protocol == AMBIT_UDP) {
 		int index = resolver_index(pod, asked, ctx->user_port);
 

@@ -3,12 +3,13 @@
 
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from bpf.abi import MAX_SLOTS, Kind
 from bpf.maps import Listener
-from tests.bpf.node import Node, Pod, Worker, eventually, ip
+from tests.bpf.node import Node, Pod, Worker, eventually, in_netns, ip
 
 
 @pytest.fixture
@@ -236,3 +237,42 @@ def test_unenrolled_pod_is_reached_as_before(
     assert node.maps.pods() == {}
     fill = node.maps.fill()
     assert {name: used for name, (used, _) in fill.items() if used} == {"ztunnels": 1}
+
+
+def test_dial_that_has_no_room_for_its_record_is_refused_and_does_not_loop(
+    bare: Node, bytecode: Path
+) -> None:
+    """Without a record it would come back to ztunnel's own inbound listener."""
+    bare.load("--bytecode", bytecode, "--max-records", "4")
+    pod = bare.pod("a")
+    pod.enroll()
+    ztunnel = pod.worker(bare.ztunnel_cgroup)
+    ztunnel.run("seen = []; serve(listen('127.0.0.1', 15006), 'inbound', seen)")
+    app = pod.worker()
+    app.run(f"full = listen({pod.ipv4!r}, 8080); full.listen(0)")
+    ztunnel.run(
+        "held = []\n"
+        "for index in range(12):\n"
+        "    s = socket.socket(); s.setblocking(False); held.append(s)\n"
+        f"    s.connect_ex(({pod.ipv4!r}, 8080))\n"
+    )
+    assert bare.maps.records()[pod.cookie] == 4
+    with bare.counting() as grown:
+        assert ztunnel.call("attempt", pod.ipv4, 8080) == "ECONNREFUSED"
+    assert grown == {"dial_quota": 1}
+    assert ztunnel.run("result = seen") == []
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_syn_cookies_change_nothing(node: Node, pod: Pod, ztunnel: Worker, peer: Worker, family: str) -> None:
+    """The listener is chosen a second time when the last segment of the handshake comes."""
+    in_netns(pod.netns, lambda: Path("/proc/sys/net/ipv4/tcp_syncookies").write_text("2"))
+    app = pod.worker()
+    app.run("got = []; serve_both(8080, 'app', got)")
+    address = getattr(pod, family)
+    assert peer.call("attempt", address, 8080)["data"] == "inbound"
+    assert app.call("attempt", "192.0.2.7" if family == "ipv4" else "2001:db8::7", 80)["data"] == "outbound"
+    assert ztunnel.run("result = seen[-1]['original'][1]") == 80
+    assert ztunnel.call("attempt", address, 8080)["data"] == "app"
+    assert node.worker().call("attempt", address, 8080)["data"] == "app", "a probe"
+    assert node.maps.records()[pod.cookie] == 0
