@@ -318,6 +318,7 @@ def test_a_first_synchronisation_of_many_resources(tmp_path: Path) -> None:
             await eventually(lambda: len(mesh.server.metadata) == 2, "the second stream")
             mesh.server.put(ADDRESS_TYPE, {"last": b"1"})
             await eventually(lambda: "last" in mesh.app.values, "the next change", 30)
-            assert len(mesh.app.updates[-1].upserted) == 1
+            last = [update for update in mesh.app.updates if update.type_url == ADDRESS_TYPE][-1]
+            assert [resource.name for resource in last.upserted] == ["last"]
 
     asyncio.run(main())
