@@ -43,6 +43,8 @@ HELLO_TIMEOUT_S = 5.0
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 15.0
 BACKLOG = 16
+ACCEPT_PAUSE_S = 1.0
+"""How long nothing is accepted after the system could not give a descriptor."""
 
 _log = logging.getLogger("ambit.zds")
 
@@ -216,7 +218,7 @@ class ZdsServer:
                 beside.unlink()
             raise
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept)
+        self._listen()
 
     async def close(self) -> None:
         """Stop listening, end every connection and remove the socket, unless a newer agent's is there."""
@@ -229,6 +231,10 @@ class ZdsServer:
                     self.path.unlink()
         await self._owner.close()
 
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
         assert self._listener is not None
         try:
@@ -236,7 +242,11 @@ class ZdsServer:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            _log.error("cannot accept on %s: %s", self.path, error)
+            # Out of descriptors or memory: the connection stays queued, so without a pause this would spin.
+            _log.error("cannot accept on %s: %s; trying again in %g s", self.path, error, ACCEPT_PAUSE_S)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)
+            loop.call_later(ACCEPT_PAUSE_S, self._listen)
             return
         packets = PacketSocket(sock)
         try:

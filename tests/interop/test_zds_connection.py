@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import socket
 import subprocess
 import tempfile
@@ -516,6 +517,30 @@ def test_a_request_that_is_given_up_ends_the_connection(tmp_path: Path, file_fd:
                     await agent.ready[0].delete("a")
             assert await receive(sock) == b"\x12\x03\x12\x01a"
             assert await receive(sock) == b""
+        await agent.server.close()
+
+    asyncio.run(main())
+
+
+def test_out_of_descriptors_the_server_waits_and_serves_later(
+    tmp_path: Path, file_fd: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr("mesh.zds.connection.ACCEPT_PAUSE_S", 0.2)
+        agent = Agent(tmp_path / "s", file_fd)
+        await agent.server.start()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with raw_client(tmp_path / "s") as sock:
+            # The lowest free number is beyond the limit, so the next descriptor cannot be had.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno() + 1, hard))
+            try:
+                await eventually(lambda: caplog.records, "the failure to be logged")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(caplog.records) == 1, "it must pause, not spin"
+            sock.send(b"\x08\x01")
+            assert await receive(sock) == b"\x1a\x00"
+        assert "Too many open files" in caplog.text
         await agent.server.close()
 
     asyncio.run(main())

@@ -322,6 +322,8 @@ def test_fetches_are_bounded_and_who_is_waited_for_goes_first() -> None:
         task = scene.ask(CART)
         await settle()
         scene.manager.forget(others[3])
+        await settle()
+        assert scene.authority.asked == others[:2], "who left the queue had no slot to give"
         scene.authority.gate.set()
         await settle()
         assert scene.authority.asked[2] == CART
