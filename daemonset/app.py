@@ -128,6 +128,7 @@ class Agent:
             steps=steps,
             clock=self._clock,
             processes=lambda uid: bool(cgroup.pod_pids(settings.pods_cgroup, uid)),
+            cookie_of=netns.cookie_of,
             excluded_namespaces=settings.excluded_namespaces,
             cni_timeout_s=settings.cni_timeout_s,
         )

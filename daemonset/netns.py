@@ -102,6 +102,15 @@ def open_netns(path: str | Path) -> Netns:
         raise
 
 
+def cookie_of(path: str) -> int | None:
+    """Return the cookie of the namespace at a path; None when there is none."""
+    try:
+        with open_netns(path) as space:
+            return space.cookie
+    except NetnsError:
+        return None
+
+
 def _require_network(fd: int, path: str | Path) -> None:
     if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
         raise NetnsError(Code.NETNS_NOT_FOUND, f"{path} is a namespace of another kind")

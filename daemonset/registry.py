@@ -52,14 +52,20 @@ class Registry:
         steps: Steps,
         clock: Clock,
         processes: Callable[[str], bool],
+        cookie_of: Callable[[str], int | None],
         excluded_namespaces: frozenset[str],
         cni_timeout_s: float,
     ) -> None:
-        """Create it; `processes` tells whether any process of a pod uid runs."""
+        """Create it.
+
+        `processes` tells whether any process of a pod uid runs, `cookie_of` the netns cookie of a
+        path (None: there is no such namespace).
+        """
         self._node = node
         self._steps = steps
         self._clock = clock
         self._processes = processes
+        self._cookie_of = cookie_of
         self._excluded = excluded_namespaces
         self._cni_timeout_s = cni_timeout_s
         self._tasks = TaskOwner("pods")
@@ -285,9 +291,17 @@ class Registry:
         return CniAnswer(result="ignored", reason="the pod left the mesh while it was enrolled")
 
     async def delete(self, request: CniRequest) -> CniAnswer:
-        """Release a pod whose sandbox goes; answers when nothing of it is in place."""
-        self._torn_down.add(request.uid)
+        """Release a pod whose sandbox goes; answers when nothing of it is in place.
+
+        Runtimes repeat DEL for a sandbox of before while the pod's next one runs: that is answered
+        and changes nothing.
+        """
         worker = self._workers.get(request.uid)
+        if worker is not None and self._of_earlier_sandbox(request, worker):
+            return CniAnswer(
+                result="removed", reason="that sandbox is gone already; the pod runs in another one"
+            )
+        self._torn_down.add(request.uid)
         if worker is None:
             return CniAnswer(result="removed")
         worker.release(gone=True)
@@ -297,6 +311,13 @@ class Registry:
         except TimeoutError:
             return CniAnswer(result="error", reason=worker.explain(), code=Code.RELEASE_FAILED)
         return CniAnswer(result="removed")
+
+    def _of_earlier_sandbox(self, request: CniRequest, worker: PodWorker) -> bool:
+        named = self._cookie_of(request.netns) if request.netns else None
+        known = worker.subject.remembered
+        if named is not None and known is not None:
+            return named != known.cookie
+        return self._processes(request.uid)
 
     async def check(self, request: CniRequest) -> CniAnswer:
         """Say how the pod stands now."""

@@ -114,13 +114,17 @@ class PodWorker:
         return self.subject.pod.uid
 
     def want(self, pod: Pod, *, netns: str = "", addresses: tuple[IPAddress, ...] = ()) -> None:
-        """Have the pod in the mesh, as it is now; `netns` and `addresses` as the CNI said."""
+        """Have the pod in the mesh, as it is now; `netns` and `addresses` as the CNI said.
+
+        What the CNI says is proven again even if it is what was known: a path may name another
+        namespace than before.
+        """
         subject = self.subject
         before = subject.wish
         subject.pod = pod
         subject.cni_netns = netns or subject.cni_netns
         subject.cni_addresses = addresses or subject.cni_addresses
-        changed = subject.wish != before
+        changed = bool(netns) or subject.wish != before
         if changed or not self.state.wanted:
             self.event(enroll.Wanted(changed=changed))
 

@@ -173,6 +173,32 @@ def test_a_starting_pod_is_captured_before_its_first_line_runs(bed: Bed) -> None
     assert not list((bed.directory / "agent" / "pods").iterdir())
 
 
+def test_a_new_sandbox_of_the_pod_is_captured_and_a_late_del_of_the_old_one_changes_nothing(bed: Bed) -> None:
+    """The runtime makes the pod's namespace again under the same path, as after a crash of its sandbox."""
+    old = Pod(bed, "again", run=False)
+    bed.write(old.object(started=False))
+    assert bed.cni("ADD", old)["result"] == "enrolled"
+    cookie = bed.pod_state(old)["netns_cookie"]
+    sh("ip", "netns", "del", old.netns)
+    bed.netns_names.remove(old.netns)
+    bed.on_node("ip", "link", "del", old.veth)
+    new = Pod(bed, "again", run=False)
+    new.uid = old.uid
+    assert bed.cni("ADD", new)["result"] == "enrolled"
+    assert bed.pod_state(new)["netns_cookie"] != cookie
+    new.cgroup = old.cgroup
+    new.start()
+    assert new.call("192.0.2.1", 80).startswith("ztunnel outbound 192.0.2.1:80")
+    assert inside(bed.node, lambda: ask(new.ip, 8080)).startswith("ztunnel inbound")
+    # The late one names a path that is no more, while the pod's processes run.
+    late = bed.cni("DEL", new, netns="/run/netns/dsagent-there-was-one")
+    assert late["result"] == "removed"
+    assert bed.pod_state(new)["state"] == "enrolled"
+    assert records(bed) == 1
+    leave(bed, new)
+    assert records(bed) == 0
+
+
 def test_the_cni_is_told_why_a_pod_is_left_alone_or_refused(bed: Bed) -> None:
     web, other = Pod(bed, "refused", run=False), Pod(bed, "other", run=False)
     unknown = bed.cni("CHECK", web)

@@ -46,6 +46,7 @@ def ask(path: str) -> Response:
             steps=Steps(),
             clock=SystemClock(),
             processes=lambda _uid: True,
+            cookie_of=lambda _path: None,
             excluded_namespaces=frozenset(),
             cni_timeout_s=1.0,
         )

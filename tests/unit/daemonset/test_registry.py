@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
+
+import pytest
 
 from daemonset import pods
 from daemonset.cni import CniRequest
@@ -45,11 +48,13 @@ class Setting:
     def __init__(self) -> None:
         self.steps = Notes()
         self.running: set[str] = set()
+        self.cookies: dict[str, int] = {}
         self.registry = Registry(
             node="n1",
             steps=self.steps,
             clock=SystemClock(),
             processes=lambda uid: uid in self.running,
+            cookie_of=self.cookies.get,
             excluded_namespaces=frozenset({"kube-system"}),
             cni_timeout_s=0.2,
         )
@@ -227,6 +232,18 @@ def test_cni_add_waits_for_the_object_and_captures_first() -> None:
     run(scenario)
 
 
+def test_cni_add_of_a_pod_that_is_enrolled_proves_its_namespace_again() -> None:
+    async def scenario(s: Setting) -> None:
+        s.registry.on_session(1)
+        s.registry.apply(objects(pod()))
+        assert (await s.registry.add(request())).result == "enrolled"
+        s.steps.done.clear()
+        assert (await s.registry.add(request())).result == "enrolled"
+        assert Step.PROVE in s.steps.of("u1")
+
+    run(scenario)
+
+
 def test_cni_add_without_ztunnel_is_an_error_and_the_pod_is_captured() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.apply(objects(pod(ip=None)))
@@ -278,6 +295,37 @@ def test_cni_del_removes_everything_and_the_object_alone_does_not_bring_it_back(
         assert not s.registry.workers
         # The kubelet makes a new sandbox for the same pod.
         assert (await s.registry.add(request())).result == "enrolled"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "cookie", "running", "released"),
+    [
+        ("/run/netns/x", 7, True, True),
+        ("/run/netns/x", 8, True, False),
+        ("/run/netns/x", 8, False, False),
+        ("/run/netns/x", None, True, False),
+        ("/run/netns/x", None, False, True),
+        ("", None, True, False),
+        ("", None, False, True),
+    ],
+)
+def test_a_late_del_of_an_earlier_sandbox_does_not_release_the_pod(
+    path: str, cookie: int | None, running: bool, released: bool
+) -> None:
+    async def scenario(s: Setting) -> None:
+        s.registry.on_session(1)
+        s.registry.take_over([takeover()])
+        s.registry.apply(objects(pod()))
+        await until(lambda: enrolled(s))
+        if cookie is not None:
+            s.cookies[path] = cookie
+        if running:
+            s.running.add("u1")
+        late = replace(request("DEL"), netns=path)
+        assert (await s.registry.delete(late)).result == "removed"
+        assert enrolled(s) is not released
 
     run(scenario)
 
