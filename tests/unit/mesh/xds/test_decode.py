@@ -340,6 +340,37 @@ def test_a_field_that_we_do_not_know_refuses_the_policy(where: str, tail: bytes)
         decode_authorization(authorization() + tail)
 
 
+def test_a_refusal_without_a_resource_name_tells_its_own_name() -> None:
+    for decode, value, known in (
+        (decode_address, service(visibility=2), "shop/web.shop.svc"),
+        (decode_address, workload(status=2), UID),
+        (decode_authorization, authorization(scope=3), "shop/p"),
+    ):
+        with pytest.raises(DecodeError) as caught:
+            decode(value)
+        assert caught.value.name == known
+        with pytest.raises(DecodeError) as caught:
+            decode(value, "asked")
+        assert caught.value.name == "asked"
+
+
+@pytest.mark.parametrize(
+    ("address", "length", "network"),
+    [
+        ("10.0.0.7", 32, "10.0.0.7/32"),
+        ("10.0.0.7", 0, "0.0.0.0/0"),
+        ("fd00::7", 128, "fd00::7/128"),
+        ("::ffff:10.0.0.7", 128, "10.0.0.7/32"),
+        ("::ffff:10.0.0.7", 96, "0.0.0.0/0"),
+        ("::ffff:10.0.0.7", 95, "::fffe:0:0/95"),
+    ],
+)
+def test_prefixes_at_their_limits(address: str, length: int, network: str) -> None:
+    wire = security.Address(address=ip_address(address).packed, length=length)
+    decoded = decode_authorization(with_match(source_ips=[wire]))
+    assert decoded.rules[0][0][0].source_ips == (ip_network(network),)
+
+
 def test_a_v4_mapped_range_becomes_ipv4() -> None:
     mapped = security.Address(address=ip_address("::ffff:10.0.0.0").packed, length=104)
     decoded = decode_authorization(with_match(source_ips=[mapped]))
