@@ -7,6 +7,7 @@ Every rule that the peer can break is here, with the error that it earns: of the
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,8 @@ from mesh.hbone.limits import MAX_WINDOW, Limits
 from mesh.hbone.stream import ConnectionEvents, Role, Stream
 from mesh.telemetry.reasons import Reason
 
+_frame_header = struct.Struct(">IBI").unpack_from
+"""Length u24 and type u8 as one word, flags u8, reserved bit and stream u31."""
 _ASSUMED_TUNNELS = 100
 """Tunnels opened before the peer's SETTINGS say how many it takes (RFC 9113 §6.5.2's minimum advice)."""
 
@@ -44,6 +47,8 @@ class Receiver(ABC):
         self._preface = frames.PREFACE if role is Role.SERVER else b""
         self._settled = False
         self._rest = b""
+        self._in_data = False
+        """Whether a DATA frame's payload, padding or end is still to be taken."""
         self._data_stream: Stream | None = None
         self._data_left = 0
         self._pad_left = 0
@@ -114,25 +119,23 @@ class Receiver(ABC):
         at = self._take_preface(data) if self._preface else 0
         end = len(data)
         while True:
-            if self._data_left:
-                at = self._take_data(data, at, end)
-                if self._data_left:
+            if self._in_data:
+                at = self._continue_data(data, at, end)
+                if self._in_data:
                     return
-            if self._pad_left:
-                skipped = min(self._pad_left, end - at)
-                at += skipped
-                self._pad_left -= skipped
-                if self._pad_left:
-                    return
-            if self._data_end:
-                self._end_data()
             if end - at < frames.HEADER_BYTES:
                 break
-            word = int.from_bytes(data[at : at + 4], "big")
+            word, flags, stream_id = _frame_header(data, at)
             size, kind = word >> 8, word & 0xFF
-            flags = data[at + 4]
-            stream_id = int.from_bytes(data[at + 5 : at + 9], "big") & frames.MAX_STREAM_ID
+            stream_id &= frames.MAX_STREAM_ID
             if kind == frames.DATA:
+                if not flags and size <= end - at - frames.HEADER_BYTES:
+                    stream = self.streams.get(stream_id)
+                    if stream is not None and self._take_plain_data(
+                        stream, data, at + frames.HEADER_BYTES, size
+                    ):
+                        at += frames.HEADER_BYTES + size
+                        continue
                 if flags & frames.PADDED and size and end - at < frames.HEADER_BYTES + 1:
                     break
                 at = self._begin_data(data, at + frames.HEADER_BYTES, size, flags, stream_id)
@@ -167,6 +170,29 @@ class Receiver(ABC):
             )
 
     # --- DATA
+
+    def _take_plain_data(self, stream: Stream, data: bytes, at: int, size: int) -> bool:
+        """Take a whole DATA frame without flags on an open tunnel, the common case; False: another case."""
+        window = stream.receive
+        if (
+            not size
+            or size > window.left
+            or size > self._receive_left
+            or size > self.limits.max_frame_bytes
+            or stream.received_end
+            or not stream.answered
+            or self._block is not None
+            or stream.events is None
+        ):
+            return False
+        window.left -= size
+        self._receive_left -= size
+        self._return_credit(size)
+        stream.events.on_data(data[at : at + size])
+        credit = window.take(size)
+        if credit and stream.id in self.streams:
+            self.out.append(frames.window_update(stream.id, credit))
+        return True
 
     def _begin_data(self, data: bytes, at: int, size: int, flags: int, stream_id: int) -> int:
         self._check_order(frames.DATA, stream_id)
@@ -208,14 +234,26 @@ class Receiver(ABC):
             size -= 1 + pad
         if not size and not flags & frames.END_STREAM:
             self._spend("empty DATA frames")
+        self._in_data = True
         self._data_stream = stream
         self._data_left = size
         self._pad_left = pad
         self._data_end = bool(flags & frames.END_STREAM)
         return at
 
+    def _continue_data(self, data: bytes, at: int, end: int) -> int:
+        """Pass on what is there of the current DATA frame, skip its padding, end it."""
+        at = self._take_data(data, at, end)
+        skipped = min(self._pad_left, end - at)
+        at += skipped
+        self._pad_left -= skipped
+        if not self._data_left and not self._pad_left:
+            self._in_data = False
+            if self._data_end:
+                self._end_data()
+        return at
+
     def _take_data(self, data: bytes, at: int, end: int) -> int:
-        """Pass on what is there of the current DATA frame."""
         size = min(self._data_left, end - at)
         if not size:
             return at

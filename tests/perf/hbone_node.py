@@ -15,6 +15,7 @@ from pathlib import Path
 import uvloop
 
 from mesh.hbone.driver import HboneConnection, Limits, Role, ServerTunnel
+from mesh.net.allocator import keep_buffers
 from mesh.net.relay import TcpEnd, join
 from mesh.runtime.clock import SystemClock
 
@@ -104,4 +105,5 @@ async def outbound(directory: Path, hbone: int) -> None:
 
 
 if __name__ == "__main__":
+    keep_buffers()
     uvloop.run((inbound if sys.argv[1] == "in" else outbound)(Path(sys.argv[2]), int(sys.argv[3])))

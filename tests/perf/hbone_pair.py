@@ -127,13 +127,16 @@ def measure(name: str, port: int, pids: list[int], seconds: int) -> None:
     bulk4 = wrk(port, pids, seconds, connections=4, path="/large")
     new = wrk(port, pids, seconds, connections=16, close=True)
     print(
-        f"{name:8} c1 {one.rate:8.0f}/s p50 {one.p50_ms:.3f} p99 {one.p99_ms:.3f} ms {one.cpu_us:5.1f} us"
-        f" | c16 {sixteen.rate:8.0f}/s p50 {sixteen.p50_ms:.3f} p99 {sixteen.p99_ms:.3f} ms {sixteen.cpu_us:5.1f} us"
-        f" | bulk {bulk.mib_s:6.0f} MiB/s x4 {bulk4.mib_s:6.0f} MiB/s"
-        f" | new {new.rate:6.0f}/s p50 {new.p50_ms:.2f} p99 {new.p99_ms:.2f} ms {new.cpu_us:5.0f} us"
+        f"{name:8} {_row('c1', one)} | {_row('c16', sixteen)}"
+        f" | bulk {bulk.mib_s:.0f}, x4 {bulk4.mib_s:.0f} MiB/s | {_row('new', new)}"
         f" | RSS {idle:.0f} -> {rss_mib(pids):.0f} MiB",
         flush=True,
     )
+
+
+def _row(load: str, figures: Figures) -> str:
+    latency = f"p50 {figures.p50_ms:.3f} p99 {figures.p99_ms:.3f} ms"
+    return f"{load} {figures.rate:.0f}/s {latency} {figures.cpu_us:.1f} us"
 
 
 def main(seconds: int, which: str) -> None:
