@@ -28,6 +28,12 @@ _PING = b"ambit-ka"
 _CLOSE_S = 2.0
 """Time for the last frames and the TLS close; then the socket is aborted."""
 _WRITE_BUFFER_BYTES = 1024 * 1024
+_LARGE_BYTES = 16 * 1024
+"""A piece as long as a TLS record."""
+_ANSWER_BYTES = 64
+"""Frames that answer the peer's are shorter."""
+_MAX_PIECES = 64
+"""More pieces are joined: most of them are small then."""
 
 
 class HboneConnection(asyncio.Protocol):
@@ -61,6 +67,7 @@ class HboneConnection(asyncio.Protocol):
         self._scheduled = False
         self._heard = False
         self._pinged = False
+        self._unread_answers = 0
         self._timer: asyncio.TimerHandle | None = None
         self._draining: Reason | None = None
         self._goaway: Reason | None = None
@@ -172,18 +179,24 @@ class HboneConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
-        data = self.codec.take()
-        if not data or self._transport is None or self._closed:
+        out = self.codec.out
+        if not out or self._transport is None or self._closed:
             return
-        self._transport.write(data)
-        if self.full and self._transport.get_write_buffer_size() > self.limits.max_unsent_bytes:
-            self._abort(Reason.H2_FLOOD)
+        if len(out) <= _MAX_PIECES and max(map(len, out)) >= _LARGE_BYTES:
+            # Joining would copy the payload; a frame header in a TLS record of its own costs less.
+            pieces = out.copy()
+            out.clear()
+            self._transport.writelines(pieces)
+        else:
+            self._transport.write(self.codec.take())
 
-    def _abort(self, reason: Reason) -> None:
-        if self._reason is None:
-            self._reason = reason
-        if self._transport is not None:
-            self._transport.abort()
+    def _count_unread_answers(self) -> None:
+        """Bound what a peer makes us say while it does not read; tunnels are held then by themselves."""
+        self._unread_answers += sum(len(piece) for piece in self.codec.out if len(piece) <= _ANSWER_BYTES)
+        if self._unread_answers > self.limits.max_unread_answers_bytes:
+            self._reason = Reason.H2_FLOOD
+            if self._transport is not None:
+                self._transport.abort()
 
     # --- asyncio.Protocol
 
@@ -214,8 +227,11 @@ class HboneConnection(asyncio.Protocol):
         except ConnectionFailedError as error:
             self.close(error.reason, error.code)
             return
-        if codec.out and not self._scheduled:
-            self.wake()
+        if codec.out:
+            if self.full:
+                self._count_unread_answers()
+            if not self._scheduled:
+                self.wake()
 
     def eof_received(self) -> bool:
         """Close: a TLS connection has no half-close that HTTP/2 could use."""
@@ -228,6 +244,7 @@ class HboneConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let the sources go on."""
         self.full = False
+        self._unread_answers = 0
         for tunnel in list(self.paused):
             tunnel.release_source()
 

@@ -54,8 +54,8 @@ class Limits:
     """Silence after which a PING is sent."""
     keepalive_timeout_s: float = 20.0
     """Silence after a PING after which the connection is closed."""
-    max_unsent_bytes: int = 16 * MIB
-    """Bytes waiting for a peer that does not read its socket; more closes the connection."""
+    max_unread_answers_bytes: int = 4 * MIB
+    """Answers (acknowledgements, credit, resets) that wait for a peer that sends but does not read."""
 
     def __post_init__(self) -> None:
         """Reject bounds that HTTP/2 or this codec cannot keep.

@@ -503,20 +503,44 @@ def test_a_peer_that_never_speaks_is_dropped_in_time() -> None:
     run_virtual(test)
 
 
-def test_a_peer_that_does_not_read_its_socket_is_dropped_at_the_limit() -> None:
+def test_a_peer_that_asks_but_does_not_read_is_dropped_at_the_limit() -> None:
     async def test() -> None:
-        joined = Joined(LIMITS, replace(LIMITS, max_unsent_bytes=1000))
+        joined = Joined(LIMITS, replace(LIMITS, max_unread_answers_bytes=10 * 17))
         await joined.pump()
+        ping = frames.frame(frames.PING, 0, 0, bytes(8))
+        for _ in range(20):
+            joined.server.data_received(ping)
+            await turns()
         joined.server.pause_writing()
-        joined.b.buffered = 1000
-        joined.server.data_received(frames.frame(frames.PING, 0, 0, bytes(8)))
-        await turns()
+        for _ in range(10):
+            joined.server.data_received(ping)
+            await turns()
+        joined.server.resume_writing()
+        joined.server.pause_writing()
+        for _ in range(10):
+            joined.server.data_received(ping)
+            await turns()
         assert not joined.b.aborted
-        joined.b.buffered = 1001
-        joined.server.data_received(frames.frame(frames.PING, 0, 0, bytes(8)))
+        joined.server.data_received(ping)
         await turns()
         assert joined.b.aborted
         assert joined.closed == [(Role.SERVER, Reason.H2_FLOOD)]
+
+    run_virtual(test)
+
+
+def test_bulk_of_many_tunnels_is_no_flood_however_much_waits() -> None:
+    async def test() -> None:
+        joined = Joined(LIMITS, replace(LIMITS, max_unread_answers_bytes=1000))
+        await joined.pump()
+        tunnels = [await joined.tunnel() for _ in range(20)]
+        joined.server.pause_writing()
+        joined.b.buffered = 1 << 30
+        for _, _, server, _ in tunnels:
+            server.write(bytes(60_000))
+        await turns()
+        assert not joined.b.aborted
+        assert all(far.log == ["pause"] for *_, far in tunnels)
 
     run_virtual(test)
 
