@@ -16,6 +16,8 @@ from bpf.bytecode import Bytecode
 from bpf.errors import BpfError, NotLoadedError
 from bpf.maps import NodeMaps
 
+STORED = Path(__file__).parent / "bytecode" / f"ambit-{sys.byteorder}.json"
+"""Where an image without LLVM has its bytecode (`build --out`); `load` prefers it to compiling."""
 EXIT_OK, EXIT_ERROR, EXIT_CHECK, EXIT_USAGE, EXIT_UNREACHABLE = 0, 1, 2, 64, 69
 
 
@@ -41,7 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--node-cgroup", type=Path, required=True, help="cgroup v2 directory above all of the node"
     )
-    one.add_argument("--bytecode", type=Path, help="load what `build` wrote; bcc is then not needed")
+    one.add_argument(
+        "--bytecode",
+        type=Path,
+        help=f"load what `build` wrote; default {STORED.name} in bpf/bytecode, else compile",
+    )
     one.add_argument("--max-pods", type=_positive, default=defaults.pods, help="default %(default)s")
     one.add_argument(
         "--max-records", type=_positive, default=defaults.records, help="a pod; default %(default)s"
@@ -91,8 +97,18 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _bytecode(path: Path | None) -> Bytecode:
+    """Read the file that was named, else what is stored beside the sources and is of these, else compile."""
     if path is not None:
         return Bytecode.decode(path.read_bytes())
+    if STORED.is_file():
+        stored = Bytecode.decode(STORED.read_bytes())
+        if stored.source == sources.source_hash():
+            return stored
+        print(f"bpf: {STORED} is of other sources and is not used", file=sys.stderr)
+    return _compile()
+
+
+def _compile() -> Bytecode:
     # Only here: whoever loads stored bytecode has no bcc, and nothing but load and build may pull in LLVM.
     from bpf.compile import compile_all
 
@@ -193,7 +209,8 @@ def _probe(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    code = _bytecode(None)
+    code = _compile()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     beside = options.out.with_name(options.out.name + ".new")
     beside.write_bytes(code.encode())
     os.replace(beside, options.out)

@@ -141,6 +141,10 @@ def _load_locked(
     for uid, pin, program in instances:
         _replace(pin, program, f"sk_lookup of pod {uid}", descriptors, undo)
     _store_lookup(plan.maps["lookup_code"], lookup, undo)
+    # Last, since it cannot be undone: links that this version does not know, or that a killed load left.
+    for pin in (root / "links").iterdir():
+        if pin.name not in {spec.name for spec in _ATTACHED}:
+            pin.unlink()
     return created, plan, tuple(uid for uid, _, _ in instances)
 
 

@@ -236,12 +236,21 @@ class NodeMaps:
         return found
 
     def sweep(self, max_age_s: float = RECORD_MAX_AGE_S) -> int:
-        """Delete records and probes whose handshake never ended; return how many. Call it once a minute."""
+        """Delete records and probes whose handshake never ended; return how many. Call it once a minute.
+
+        Also forgets how many listeners namespaces had that are neither enrolled nor have any.
+        """
         before_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(max_age_s * 1e9)
         removed = _sweep(self._fds["probes"], 8, 0, before_ns)
         for key in self._keys("records", 8):
             with self._records(key) as fd:
                 removed += _sweep(fd.number, ctypes.sizeof(abi.Record), abi.Record.born_ns.offset, before_ns)
+        used = self._keys("pods", 8) | {
+            key[:8] for key in self._keys("listeners", ctypes.sizeof(abi.ListenerKey))
+        }
+        for key in self._keys("slots", ctypes.sizeof(abi.SlotsKey)):
+            if key[:8] not in used:
+                syscall.map_delete(self._fds["slots"], key)
         return removed
 
     def listeners(self, netns_cookie: int) -> frozenset[Listener]:

@@ -16,11 +16,23 @@ static __always_inline int refuse(u32 reason, int error)
 /* A source port that the client has bound may be in use towards some capture ports: the 4-tuple differs from
  * another connection's in nothing else. Take the first free one from where the destination's hash points; a
  * tuple in TIME_WAIT only if there is no better, since the kernel may not reuse it yet. */
-static __always_inline u32 free_port(struct bpf_sock_addr *ctx, const struct ambit_addr *self, u32 bound, u32 start)
+static __always_inline u32 free_port(struct bpf_sock_addr *ctx, const struct ambit_addr *self, int is4, u32 bound,
+				     u32 start)
 {
 	struct bpf_sock_tuple tuple;
 	u32 waiting = 0;
 
+	__builtin_memset(&tuple, 0, sizeof(tuple));
+	/* The tuple is that of an arriving segment: it comes from the capture side. */
+	if (is4) {
+		tuple.ipv4.saddr = self->w[3];
+		tuple.ipv4.daddr = self->w[3];
+		tuple.ipv4.dport = bpf_htons(bound);
+	} else {
+		for (int w = 0; w < 4; w++)
+			tuple.ipv6.saddr[w] = tuple.ipv6.daddr[w] = self->w[w];
+		tuple.ipv6.dport = bpf_htons(bound);
+	}
 	for (u32 i = 0; i < AMBIT_CAPTURE_COUNT; i++) {
 		u32 port = AMBIT_CAPTURE_FIRST + ((start + i) & (AMBIT_CAPTURE_COUNT - 1));
 		struct bpf_sock *used;
@@ -28,19 +40,11 @@ static __always_inline u32 free_port(struct bpf_sock_addr *ctx, const struct amb
 
 		if (port == bound)
 			continue;
-		__builtin_memset(&tuple, 0, sizeof(tuple));
-		/* The tuple is that of an arriving segment: it comes from the capture side. */
-		if (addr_is4(self)) {
-			tuple.ipv4.saddr = self->w[3];
-			tuple.ipv4.daddr = self->w[3];
+		if (is4) {
 			tuple.ipv4.sport = bpf_htons(port);
-			tuple.ipv4.dport = bpf_htons(bound);
 			used = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 		} else {
-			for (int w = 0; w < 4; w++)
-				tuple.ipv6.saddr[w] = tuple.ipv6.daddr[w] = self->w[w];
 			tuple.ipv6.sport = bpf_htons(port);
-			tuple.ipv6.dport = bpf_htons(bound);
 			used = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
 		}
 		if (!used)
@@ -117,11 +121,16 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, const struct ambit_
 			return refuse(AMBIT_C_NO_ADDRESS, AMBIT_ENETUNREACH);
 		*to = *self;
 		start = flow_hash(asked, ctx->user_port);
-		if (sk->src_port)
-			*port = free_port(ctx, to, sk->src_port, start);
-		else
+		if (sk->src_port) {
+			/* Two loops of one family each: the verifier walks each turn of a loop. */
+			if (addr_is4(asked))
+				*port = free_port(ctx, to, 1, sk->src_port, start);
+			else
+				*port = free_port(ctx, to, 0, sk->src_port, start);
+		} else {
 			/* The kernel picks the source port: spread, so that a small range serves 64 times. */
 			*port = AMBIT_CAPTURE_FIRST + (bpf_get_prandom_u32() & (AMBIT_CAPTURE_COUNT - 1));
+		}
 		if (!*port)
 			return refuse(AMBIT_C_NO_CAPTURE_PORT, AMBIT_EADDRNOTAVAIL);
 		count(AMBIT_C_CAPTURED);

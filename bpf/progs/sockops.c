@@ -152,8 +152,10 @@ static __always_inline void offer_listener(struct bpf_sock_ops *ctx)
 			count(AMBIT_C_LISTENER_FAILED);
 			return;
 		}
-		if (!high || *high < used)
-			slots.update(&place, &used);
+		if ((!high || *high < used) && slots.update(&place, &used)) {
+			count(AMBIT_C_LISTENER_FAILED);
+			return;
+		}
 		count(AMBIT_C_LISTENER_ADDED);
 		return;
 	}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bpf.bytecode import Bytecode
 from tests.bpf.node import Node, Pod, Worker, bpf_command
 
 
@@ -37,10 +38,16 @@ def bare(bytecode: Path) -> Iterator[Node]:
         node.close()
 
 
+@pytest.fixture(scope="session")
+def code(bytecode: Path) -> Bytecode:
+    """The same, read."""
+    return Bytecode.decode(bytecode.read_bytes())
+
+
 @pytest.fixture
-def node(bare: Node, bytecode: Path) -> Node:
+def node(bare: Node, code: Bytecode) -> Node:
     """A node with everything loaded."""
-    bare.load("--bytecode", bytecode)
+    bare.load_here(code)
     return bare
 
 

@@ -17,7 +17,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from bpf import load
+from bpf import load, sources
+from bpf.bytecode import Bytecode
+from bpf.load import LoadReport
 from bpf.maps import NodeMaps, PodRecord
 
 PYTHON = "/usr/bin/python3"
@@ -103,7 +105,7 @@ class Worker:
             os.close(fd)
 
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("worker.py"))],
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -259,6 +261,13 @@ class Node:
             self.cgroup,
             *arguments,
             expect=expect,
+        )
+
+    def load_here(self, code: Bytecode, **changes: Any) -> LoadReport:
+        """Load in this process: as `load` does, without a Python to start."""
+        schema = changes.pop("schema", sources.schema_hash())
+        return load.load(
+            self.bpffs, code, pods_cgroup=self.pods_cgroup, node_cgroup=self.cgroup, schema=schema, **changes
         )
 
     @property

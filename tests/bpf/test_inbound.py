@@ -276,3 +276,16 @@ def test_syn_cookies_change_nothing(node: Node, pod: Pod, ztunnel: Worker, peer:
     assert ztunnel.call("attempt", address, 8080)["data"] == "app"
     assert node.worker().call("attempt", address, 8080)["data"] == "app", "a probe"
     assert node.maps.records()[pod.cookie] == 0
+
+
+def test_sweep_forgets_namespaces_that_are_neither_enrolled_nor_listened_in(
+    node: Node, pod: Pod, ztunnel: Worker
+) -> None:
+    stray = node.pod("b")
+    listening = stray.ztunnel()
+    assert node.maps.fill()["slots"][0] == 12
+    listening.close()
+    stray.workers.remove(listening)
+    eventually(lambda: not node.maps.listeners(stray.cookie))
+    node.maps.sweep()
+    assert node.maps.fill()["slots"][0] == 6, "those of the enrolled pod stay"

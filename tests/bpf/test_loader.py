@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from bpf import __main__ as command
 from bpf import abi, bpffs, load, sources, syscall
 from bpf.bytecode import Bytecode, Program
 from bpf.errors import BpfError, NotLoadedError, SchemaError
 from bpf.maps import NodeMaps
 from tests.bpf.node import PYTHON, REPOSITORY, Node, Pod, Worker, bpf_command, eventually, ip
+
+ATTACHED = {spec.name for spec in abi.PROGRAMS} - {"sk_lookup"}
 
 
 def tags(node: Node) -> dict[str, str]:
@@ -27,22 +30,6 @@ def link_ids(node: Node) -> dict[str, int]:
         with syscall.Fd(syscall.get(pin)) as link:
             found[pin.name] = int.from_bytes(syscall.info(link.number)[4:8], "little")
     return found
-
-
-def load_here(node: Node, code: Bytecode, **changes: Any) -> load.LoadReport:
-    return load.load(
-        node.bpffs,
-        code,
-        pods_cgroup=node.pods_cgroup,
-        node_cgroup=node.cgroup,
-        schema=changes.pop("schema", sources.schema_hash()),
-        **changes,
-    )
-
-
-@pytest.fixture
-def code(bytecode: Path) -> Bytecode:
-    return Bytecode.decode(bytecode.read_bytes())
 
 
 def broken(code: Bytecode, name: str) -> Bytecode:
@@ -73,7 +60,7 @@ class TestReplay:
         ours = tags(node)
         lookup = theirs["tags"].pop("sk_lookup")
         assert ours == theirs["tags"]
-        assert ours.keys() == {spec.name for spec in abi.PROGRAMS} - {"sk_lookup"}
+        assert ours.keys() == ATTACHED
         assert lookup_template_tag(node, bytecode) == lookup
 
     def test_compiling_at_load_and_replaying_give_the_same_programs(self, bare: Node, bytecode: Path) -> None:
@@ -104,9 +91,25 @@ class TestReplay:
         )
         assert done.returncode == 0, done.stderr
 
+    def test_bytecode_stored_beside_the_sources_is_used_only_if_it_is_of_these(
+        self,
+        bytecode: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(command, "STORED", tmp_path / "stored.json")
+        monkeypatch.setattr(command, "_compile", lambda: None)
+        assert command._bytecode(None) is None, "none is stored: compile"
+        (tmp_path / "stored.json").write_bytes(bytecode.read_bytes())
+        assert command._bytecode(None) == Bytecode.decode(bytecode.read_bytes())
+        monkeypatch.setattr(sources, "source_hash", lambda: "00")
+        assert command._bytecode(None) is None
+        assert "of other sources" in capsys.readouterr().err
+
     def test_bytecode_of_another_layout_is_refused(self, bare: Node, code: Bytecode) -> None:
         with pytest.raises(SchemaError, match="build"):
-            load_here(bare, code, schema="00" * 32)
+            bare.load_here(code, schema="00" * 32)
         assert not bare.bpffs.exists()
 
 
@@ -186,7 +189,7 @@ class TestTakeOver:
             targets = {name: target for name, _, _, target in load.programs(node.bpffs)}
             assert targets["connect4"] == elsewhere.stat().st_ino
             assert targets["probe"] == node.cgroup.stat().st_ino
-            assert set(targets) == {spec.name for spec in abi.PROGRAMS} - {"sk_lookup"}
+            assert set(targets) == ATTACHED
         finally:
             load.unload(node.bpffs)
             elsewhere.rmdir()
@@ -204,7 +207,7 @@ class TestAllOrNothing:
     @pytest.mark.parametrize("name", ["sockops", "connect6", "sk_lookup"])
     def test_first_load_that_fails_leaves_nothing(self, bare: Node, code: Bytecode, name: str) -> None:
         with pytest.raises(BpfError, match=f"refuses program ambit_{name}"):
-            load_here(bare, broken(code, name))
+            bare.load_here(broken(code, name))
         assert not bare.bpffs.exists()
 
     @pytest.mark.parametrize("failing", range(12))
@@ -221,7 +224,7 @@ class TestAllOrNothing:
 
         monkeypatch.setattr(syscall, "link_create", link_create)
         with pytest.raises(BpfError, match="planted"):
-            load_here(bare, code)
+            bare.load_here(code)
         assert not bare.bpffs.exists()
 
     @pytest.mark.parametrize("failing", [0, 5, 12])
@@ -247,7 +250,7 @@ class TestAllOrNothing:
 
         monkeypatch.setattr(syscall, "link_update", link_update)
         with pytest.raises(BpfError, match="planted"):
-            load_here(node, code)
+            node.load_here(code)
         assert sorted(load.programs(node.bpffs)) == before
         assert load.pod_lookups(node.bpffs) == lookups
         assert app.call("attempt", "192.0.2.7", 80)["data"] == "outbound"
@@ -269,6 +272,89 @@ class TestAllOrNothing:
             node.maps.enroll(record)
         fill = node.maps.fill()
         assert (fill["pods"][0], fill["addresses"][0], node.maps.records()) == (0, 0, {})
+
+    def test_no_descriptor_stays_open(self, bare: Node, code: Bytecode) -> None:
+        def opened() -> int:
+            return len(os.listdir("/proc/self/fd"))
+
+        before = opened()
+        with pytest.raises(BpfError):
+            bare.load_here(broken(code, "connect6"))
+        assert opened() == before
+        bare.load_here(code)
+        bare.load_here(code)
+        maps = NodeMaps.open(bare.bpffs)
+        maps.counters()
+        maps.fill()
+        maps.close()
+        assert opened() == before
+        pod = bare.pod("a")
+        assert bare.maps
+        held = opened()
+        pod.enroll()
+        pod.attach_lookup()
+        bare.maps.sweep()
+        load.pod_lookups(bare.bpffs)
+        pod.unenroll()
+        assert opened() == held
+
+    def test_two_loaders_at_once_both_succeed(self, bare: Node, bytecode: Path, tmp_path: Path) -> None:
+        """On a host without bpffs, too: it is mounted once."""
+        bare.bpffs = tmp_path / "pins"
+        threads_failed: list[BaseException] = []
+
+        def one() -> None:
+            try:
+                bare.load("--bytecode", bytecode)
+            except BaseException as error:  # noqa: BLE001 - shown by the assertion
+                threads_failed.append(error)
+
+        threads = [threading.Thread(target=one) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert threads_failed == []
+        assert Path("/proc/self/mounts").read_text().count(f" {bare.bpffs} bpf ") == 1
+        assert set(tags(bare)) == ATTACHED
+
+    def test_loader_killed_anywhere_is_made_good_by_the_next(
+        self, bare: Node, code: Bytecode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every pin is a point to die at: what is pinned by then must not stop the next load."""
+
+        class Killed(BaseException):
+            pass
+
+        real_pin, real_unlink = syscall.pin, Path.unlink
+        for after in range(0, 25, 3):
+            count = 0
+
+            def pin(fd: int, path: Path, after: int = after) -> None:
+                nonlocal count
+                if count == after:
+                    monkeypatch.setattr(Path, "unlink", lambda *a, **k: None)  # a dead process undoes nothing
+                    raise Killed
+                count += 1
+                real_pin(fd, path)
+
+            monkeypatch.setattr(syscall, "pin", pin)
+            with pytest.raises((Killed, OSError)):
+                bare.load_here(code)
+            monkeypatch.setattr(Path, "unlink", real_unlink)
+            monkeypatch.setattr(syscall, "pin", real_pin)
+            bare.load_here(code)
+            assert set(tags(bare)) == ATTACHED
+            load.unload(bare.bpffs)
+
+    def test_links_that_this_version_does_not_know_go_with_the_next_load(
+        self, node: Node, code: Bytecode
+    ) -> None:
+        links = node.bpffs / "links"
+        with syscall.Fd(syscall.get(links / "connect4")) as link:
+            syscall.pin(link.number, links / "connect4-new")
+        node.load_here(code)
+        assert {pin.name for pin in links.iterdir()} == ATTACHED
 
 
 class TestSchema:

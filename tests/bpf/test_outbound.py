@@ -291,7 +291,7 @@ def test_forged_source_address_is_refused(
 ) -> None:
     """A socket can bind an address that the pod has not; no record is made under it."""
     with node.counting() as grown:
-        got = app.call("attempt", destination, 80, bind=(bind, 0), options=[option])
+        got = app.call("attempt", destination, 80, bind=(bind, 0), options=[option], timeout=0.5)
     assert isinstance(got, str), got
     assert grown.get("foreign_source") == 1
     assert "recorded" not in grown

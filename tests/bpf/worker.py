@@ -72,10 +72,10 @@ def serve_both(port, name, seen):
     serve(listen('0.0.0.0', port), name, seen)
     serve(listen('::', port, socket.AF_INET6), name, seen)
 
-def attempt(host, port, send=b"hi", bind=None, family=None, options=(), recv=True):
+def attempt(host, port, send=b"hi", bind=None, family=None, options=(), recv=True, timeout=5):
     """Connect, send, receive; return what came or the errno's name."""
     s = socket.socket(family or (socket.AF_INET6 if ":" in host else socket.AF_INET))
-    s.settimeout(5)
+    s.settimeout(timeout)
     try:
         for level, name, value in options:
             s.setsockopt(level, name, value)
