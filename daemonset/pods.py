@@ -7,6 +7,7 @@ and returns values; finding a pod's network namespace and enrolling it come late
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ DEADLINE_ANNOTATION = "ambit.io/plaintext-deadline"
 """Seconds after which connections from before capture are ended."""
 MAX_RESOLVERS = 3
 """Nameservers that a resolver library uses (resolv.conf(5), MAXNS); ztunnel has a port for each."""
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+"""It names files and pins."""
 GUEST_KERNEL_RUNTIMES = ("kata", "gvisor", "runsc", "kubevirt")
 """Runtime classes, by prefix, whose sockets the node's kernel does not see."""
 
@@ -54,6 +57,13 @@ class Pod:
 
 class MalformedPodError(ValueError):
     """A Pod object cannot be read; says which field and why."""
+
+
+def _uid(value: object) -> str:
+    text = _text(value, "metadata.uid")
+    if text and not _UID.fullmatch(text):
+        raise MalformedPodError(f"metadata.uid {text[:80]!r} is no uid: letters, digits, - and _ only")
+    return text
 
 
 def _mapping(value: object, path: str) -> Mapping[str, object]:
@@ -110,7 +120,7 @@ def parse_pod(data: Mapping[str, object]) -> Pod:
     if not pod_ips and status.get("podIP"):
         pod_ips = [status.get("podIP")]
     return Pod(
-        uid=_text(metadata.get("uid"), "metadata.uid"),
+        uid=_uid(metadata.get("uid")),
         namespace=_text(metadata.get("namespace"), "metadata.namespace") or "default",
         name=_text(metadata.get("name"), "metadata.name"),
         service_account=_text(spec.get("serviceAccountName"), "spec.serviceAccountName") or "default",

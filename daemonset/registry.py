@@ -75,6 +75,8 @@ class Registry:
         self._ignored: dict[str, pods.Ignore] = {}
         self._torn_down: set[str] = set()
         """Pods whose sandbox the CNI removed while their object is still there."""
+        self._sandboxes: dict[str, CniRequest] = {}
+        """What the CNI said of pods whose object is there."""
         self._departed: set[str] = set()
         self._updated = asyncio.Event()
         self._session = 0
@@ -130,6 +132,8 @@ class Registry:
         self._namespaces = objects.namespaces
         self._pods = self._parse(objects.pods)
         self._torn_down &= self._pods.keys()
+        for uid in self._sandboxes.keys() - self._pods.keys():
+            del self._sandboxes[uid]
         self._ignored.clear()
         for uid, pod in self._pods.items():
             self._decide(uid, pod)
@@ -168,7 +172,7 @@ class Registry:
             if uid in self._torn_down:
                 return
             if worker is None:
-                self._start(Subject(pod=pod), Enrollment())
+                self._start(self._subject(pod), Enrollment())
             else:
                 worker.want(pod)
             return
@@ -180,6 +184,12 @@ class Registry:
 
     def _namespace_known(self, pod: pods.Pod) -> bool:
         return pod.namespace in self._namespaces
+
+    def _subject(self, pod: pods.Pod) -> Subject:
+        said = self._sandboxes.get(pod.uid)
+        if said is None:
+            return Subject(pod=pod)
+        return Subject(pod=pod, cni_netns=said.netns, cni_addresses=said.addresses)
 
     def _decision(self, pod: pods.Pod, *, starting: bool) -> pods.Decision:
         return pods.decide(
@@ -249,10 +259,12 @@ class Registry:
         if (pod.namespace, pod.name) != (request.namespace, request.name):
             reason = f"uid {request.uid} is pod {pod.key}, not {request.namespace}/{request.name}"
             return CniAnswer(result="error", reason=reason, code=Code.CNI_BAD_REQUEST)
+        # Also for a pod that is left alone: its label may be on its way, or come later.
+        self._torn_down.discard(request.uid)
+        self._sandboxes[request.uid] = request
         decision = self._decision(pod, starting=True)
         if isinstance(decision, pods.Ignore):
             return CniAnswer(result="ignored", reason=decision.reason, code=decision.code)
-        self._torn_down.discard(request.uid)
         worker = self._admit(pod, request)
         return await self._enrolled(worker)
 
@@ -264,8 +276,7 @@ class Registry:
     def _admit(self, pod: pods.Pod, request: CniRequest) -> PodWorker:
         worker = self._workers.get(pod.uid)
         if worker is None or worker.state.forgotten:
-            subject = Subject(pod=pod, cni_netns=request.netns, cni_addresses=request.addresses)
-            return self._start(subject, Enrollment(closed=True))
+            return self._start(self._subject(pod), Enrollment(closed=True))
         worker.want(pod, netns=request.netns, addresses=request.addresses)
         return worker
 
@@ -302,6 +313,7 @@ class Registry:
                 result="removed", reason="that sandbox is gone already; the pod runs in another one"
             )
         self._torn_down.add(request.uid)
+        self._sandboxes.pop(request.uid, None)
         if worker is None:
             return CniAnswer(result="removed")
         worker.release(gone=True)

@@ -191,7 +191,7 @@ class AgentSteps:
             namespace=pod.namespace,
             name=pod.name,
             service_account=pod.service_account,
-            netns_path=subject.cni_netns or space.path,
+            netns_path=space.path,
             cookie=space.cookie,
             workload_id=workload_id,
             addresses=subject.addresses,

@@ -58,6 +58,10 @@ def test_defaults_are_those_of_kubernetes() -> None:
         ({"metadata__labels": ["a"]}, "metadata.labels"),
         ({"metadata__labels": {"a": 1}}, r"metadata.labels\[a\]"),
         ({"metadata__uid": 7}, "metadata.uid"),
+        ({"metadata__uid": "../../etc/x"}, "metadata.uid"),
+        ({"metadata__uid": "a" * 129}, "metadata.uid"),
+        ({"metadata__annotations": {pods.DEADLINE_ANNOTATION: "soon"}}, "'soon'"),
+        ({"metadata__annotations": {pods.DEADLINE_ANNOTATION: "-1"}}, "'-1'"),
         ({"status__podIPs": [{"ip": "10.1.0"}]}, "10.1.0"),
         ({"status__podIPs": "10.1.0.5"}, "status.podIPs"),
         ({"metadata__annotations": {pods.RESOLVERS_ANNOTATION: "dns"}}, "dns"),
@@ -124,6 +128,11 @@ def test_resolvers_come_from_the_annotation_then_from_dns_config() -> None:
     assert configured.nameservers == (ip_address("1.1.1.1"),)
     # Under another policy dnsConfig only adds to what the kubelet writes, which the pod's file shows.
     assert pod(spec__dnsConfig={"nameservers": ["1.1.1.1"]}).nameservers == ()
+
+
+def test_a_plaintext_deadline_is_read_in_seconds() -> None:
+    assert pod().plaintext_deadline_s is None
+    assert pod(metadata__annotations={pods.DEADLINE_ANNOTATION: "0.5"}).plaintext_deadline_s == 0.5
 
 
 def test_resolv_conf_gives_three_servers_in_order_without_the_unusable() -> None:

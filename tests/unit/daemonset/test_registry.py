@@ -232,6 +232,21 @@ def test_cni_add_waits_for_the_object_and_captures_first() -> None:
     run(scenario)
 
 
+def test_a_pod_whose_label_comes_after_its_sandbox_is_enrolled_where_the_cni_said() -> None:
+    async def scenario(s: Setting) -> None:
+        s.registry.on_session(1)
+        s.registry.apply(objects(pod(ip=None), mode=None))
+        await s.registry.delete(request("DEL"))
+        assert (await s.registry.add(request())).result == "ignored"
+        s.registry.apply(objects(pod(ip=None)))
+        assert not s.registry.workers  # It has no address yet.
+        s.registry.apply(objects(pod()))
+        await until(lambda: enrolled(s))
+        assert s.registry.workers[0].subject.cni_netns == "/run/netns/x"
+
+    run(scenario)
+
+
 def test_cni_add_of_a_pod_that_is_enrolled_proves_its_namespace_again() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
