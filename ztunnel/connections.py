@@ -137,7 +137,8 @@ class Connections:
             log_failed(flow, reason, detail, duration_s=duration_s)
             return
         self._count(row)
-        self._recorder.add(CONNECTIONS_CLOSED, flow.labels(reason.response_flag))
+        flag = reason.response_flag
+        self._recorder.add(CONNECTIONS_CLOSED, row.labels if flag == "-" else flow.labels(flag))
         log_done(
             flow,
             reason,

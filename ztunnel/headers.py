@@ -38,6 +38,25 @@ def format_baggage(workload: Workload) -> bytes:
     return ",".join(f"{key}={quote(value, safe='')}" for key, value in entries if value).encode()
 
 
+class BaggageCache:
+    """Remembers the header of each workload as long as that stays the same value; bounded."""
+
+    def __init__(self, max_workloads: int = 1024) -> None:
+        self._max = max_workloads
+        self._known: dict[str, tuple[Workload, bytes]] = {}
+
+    def get(self, workload: Workload) -> bytes:
+        """Return `format_baggage` of a workload."""
+        known = self._known.get(workload.uid)
+        if known is not None and known[0] is workload:
+            return known[1]
+        if len(self._known) >= self._max:
+            self._known.clear()
+        value = format_baggage(workload)
+        self._known[workload.uid] = (workload, value)
+        return value
+
+
 def parse_baggage(value: bytes) -> dict[str, str]:
     """Parse what is well-formed of a baggage header and skip the rest."""
     if len(value) > MAX_BAGGAGE_BYTES:

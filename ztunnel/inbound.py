@@ -28,7 +28,6 @@ from ztunnel.access import INBOUND, Flow
 from ztunnel.connections import LiveConnection
 from ztunnel.headers import (
     find_header,
-    format_baggage,
     forwarded_host,
     parse_baggage,
     workload_from_baggage,
@@ -214,7 +213,7 @@ class Session:
         upstream = await tcp_end(await dial_app(plane, self.pod, local, flow.source, target))
         if decision.proxied is not None:
             upstream.write(format_proxy_v2(flow.source, Peer(*decision.proxied), str(identity)))
-        tunnel.accept([(b"baggage", format_baggage(local))])
+        tunnel.accept([(b"baggage", plane.baggage.get(local))])
         relay_pair(plane, row, tunnel, upstream)
 
     def _label_source(self, flow: Flow, tunnel: ServerTunnel, identity: SpiffeId) -> None:

@@ -21,12 +21,12 @@ from mesh.telemetry.metrics import ON_DEMAND_DNS, peer_labels
 from mesh.telemetry.reasons import Reason
 from ztunnel.access import OUTBOUND, Flow
 from ztunnel.connections import LiveConnection
-from ztunnel.headers import format_baggage, format_forwarded, format_traceparent
+from ztunnel.headers import format_forwarded, format_traceparent
 from ztunnel.original_dst import NotCapturedError, read_original_dst
 from ztunnel.plane import Plane, Pod
 from ztunnel.resolve.decide import Reject, Upstream, decide_outbound
 from ztunnel.serving import begin, refuse_uncaptured, relay_pair, tcp_end
-from ztunnel.sockets import DialError, Peer, dial, reset
+from ztunnel.sockets import DialError, Peer, cached_ip, dial, reset
 
 
 class Tunnels(Protocol):
@@ -122,12 +122,12 @@ class Outbound:
         flow.hbone = Peer(upstream.address, upstream.port)
         service = upstream.service
         headers = [
-            (b"baggage", format_baggage(source)),
+            (b"baggage", self._plane.baggage.get(source)),
             (b"forwarded", format_forwarded(str(flow.source), service.hostname if service else "")),
             (b"traceparent", format_traceparent(self._random_bytes(24))),
         ]
         host, _, port = upstream.authority.rpartition(":")
-        flow.destination = Peer(ip_address(host.strip("[]")), int(port)) if host else original
+        flow.destination = Peer(cached_ip(host.strip("[]")), int(port)) if host else original
         tunnel, flow.destination_identity = await self._tunnels.open(pod, source, upstream, headers)
         flow.mutual_tls = True
         return tunnel

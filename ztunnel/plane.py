@@ -24,6 +24,7 @@ from mesh.telemetry.reasons import Reason
 from mesh.telemetry.series import Recorder
 from ztunnel.config import DataPlaneConfig
 from ztunnel.connections import Connections
+from ztunnel.headers import BaggageCache
 from ztunnel.netns import PodNamespace
 from ztunnel.resolve.balance import Random
 from ztunnel.sockets import DialError
@@ -112,6 +113,7 @@ class Plane:
     recorder: Recorder
     clock: Clock
     random: Random
+    baggage: BaggageCache = field(default_factory=BaggageCache)
     changed: Signal = field(default_factory=Signal)
     """Fires after each change of the store."""
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mesh.model.address import IPAddress, format_host_port, parse_ip
 from mesh.telemetry.reasons import Reason
@@ -51,11 +52,21 @@ class Peer:
         return str(self.address), self.port
 
 
+@lru_cache(maxsize=8192)
+def cached_ip(text: str) -> IPAddress:
+    """Parse an address as `parse_ip`, without its scope; the same few come with every connection.
+
+    Raises:
+        ValueError: the text is no IP address.
+    """
+    return parse_ip(text.partition("%")[0])
+
+
 def parse_sockaddr(name: object) -> Peer:
     """Convert `getsockname`/`getpeername`'s tuple; v4-mapped becomes IPv4."""
     if not isinstance(name, tuple) or len(name) < 2:
         raise ValueError(f"{name!r} is no IP socket address")
-    return Peer(parse_ip(str(name[0]).partition("%")[0]), int(name[1]))
+    return Peer(cached_ip(str(name[0])), int(name[1]))
 
 
 def family_of(address: IPAddress) -> socket.AddressFamily:

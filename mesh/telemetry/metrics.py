@@ -26,9 +26,9 @@ class MetricType(enum.Enum):
     HISTOGRAM = "histogram"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric family; a counter's name is without `_total`."""
+    """One metric family; a counter's name is without `_total`. Compared by identity: there is one of each."""
 
     name: str
     kind: MetricType
