@@ -70,14 +70,7 @@ def _failed(result: int, what: str) -> BpfError:
         errno.ENOMEM: "no memory for it (cgroup limit?)",
         errno.ENOSYS: "this kernel has no bpf(2)",
     }.get(code, "")
-    error = BpfError(f"{what}: {os.strerror(code)}" + (f"; {hint}" if hint else ""))
-    error.errno = code  # type: ignore[attr-defined]
-    return error
-
-
-def error_number(error: BpfError) -> int:
-    """Return the errno behind an error of this module, 0 if there is none."""
-    return int(getattr(error, "errno", 0))
+    return BpfError(f"{what}: {os.strerror(code)}" + (f"; {hint}" if hint else ""))
 
 
 def map_create(

@@ -43,8 +43,9 @@ static __always_inline void count(u32 reason)
 {
 	u64 *n = counters.lookup(&reason);
 
+	/* Atomic even so: a softirq may count on the same processor in between. */
 	if (n)
-		*n += 1;
+		__sync_fetch_and_add(n, 1);
 }
 
 static __always_inline int is_ztunnel(void)

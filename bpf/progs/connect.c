@@ -16,21 +16,31 @@ static __always_inline int refuse(u32 reason, int error)
 /* A source port that the client has bound may be in use towards some capture ports: the 4-tuple differs from
  * another connection's in nothing else. Take the first free one from where the destination's hash points; a
  * tuple in TIME_WAIT only if there is no better, since the kernel may not reuse it yet. */
-static __always_inline u32 free_port(struct bpf_sock_addr *ctx, const struct ambit_addr *self, int is4, u32 bound,
+static __always_inline u32 free_port(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct ambit_addr *self, int is4,
 				     u32 start)
 {
+	u32 bound = sk->src_port;
 	struct bpf_sock_tuple tuple;
 	u32 waiting = 0;
 
 	__builtin_memset(&tuple, 0, sizeof(tuple));
 	/* The tuple is that of an arriving segment: it comes from the capture side. */
 	if (is4) {
+		u32 from = sk->src_ip4;
+
 		tuple.ipv4.saddr = self->w[3];
-		tuple.ipv4.daddr = self->w[3];
+		tuple.ipv4.daddr = from ? from : self->w[3];
 		tuple.ipv4.dport = bpf_htons(bound);
 	} else {
+		u32 a = sk->src_ip6[0], b = sk->src_ip6[1], c = sk->src_ip6[2], d = sk->src_ip6[3];
+		int named = (a | b | c | d) != 0;
+
 		for (int w = 0; w < 4; w++)
-			tuple.ipv6.saddr[w] = tuple.ipv6.daddr[w] = self->w[w];
+			tuple.ipv6.saddr[w] = self->w[w];
+		tuple.ipv6.daddr[0] = named ? a : self->w[0];
+		tuple.ipv6.daddr[1] = named ? b : self->w[1];
+		tuple.ipv6.daddr[2] = named ? c : self->w[2];
+		tuple.ipv6.daddr[3] = named ? d : self->w[3];
 		tuple.ipv6.dport = bpf_htons(bound);
 	}
 	for (u32 i = 0; i < AMBIT_CAPTURE_COUNT; i++) {
@@ -124,9 +134,9 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, const struct ambit_
 		if (sk->src_port) {
 			/* Two loops of one family each: the verifier walks each turn of a loop. */
 			if (addr_is4(asked))
-				*port = free_port(ctx, to, 1, sk->src_port, start);
+				*port = free_port(ctx, sk, to, 1, start);
 			else
-				*port = free_port(ctx, to, 0, sk->src_port, start);
+				*port = free_port(ctx, sk, to, 0, start);
 		} else {
 			/* The kernel picks the source port: spread, so that a small range serves 64 times. */
 			*port = AMBIT_CAPTURE_FIRST + (bpf_get_prandom_u32() & (AMBIT_CAPTURE_COUNT - 1));

@@ -16,7 +16,9 @@ def ask(host, port, how, family=None):
     try:
         if how == 'connected':
             s.connect((host, port)); s.send(b'q')
-            return [s.recvfrom(64)[0].decode(), s.recvfrom.__name__ and list(s.getpeername()[:2])]
+            data, sender = s.recvfrom(64)
+            assert sender[:2] == s.getpeername()[:2], [sender, s.getpeername()]
+            return [data.decode(), list(sender[:2])]
         s.sendto(b'q', (host, port))
         data, sender = s.recvfrom(64)
         return [data.decode(), list(sender[:2])]

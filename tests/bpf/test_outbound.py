@@ -2,11 +2,12 @@
 """What a pod dials reaches ztunnel with the destination that was asked for, and nothing else does."""
 
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from tests.bpf.node import Node, Pod, Worker, eventually, in_netns
+from tests.bpf.node import Node, Pod, Worker, eventually, in_netns, ip
 
 FREEBIND, TRANSPARENT = 15, 19
 TRANSPARENT6, FREEBIND6 = 75, 78
@@ -153,18 +154,37 @@ def test_400_connections_through_a_port_range_of_100_to_4_destinations(
     assert all(41000 <= one["peer"][1] <= 41099 for one in seen)
 
 
+@pytest.mark.parametrize(
+    ("bind", "family"),
+    [
+        ("10.213.1.2", "AF_INET"),
+        ("10.213.1.77", "AF_INET"),
+        ("0.0.0.0", "AF_INET"),
+        ("fd00:213:1::2", "AF_INET6"),
+        ("fd00:213:1::77", "AF_INET6"),
+        ("::", "AF_INET6"),
+    ],
+)
 def test_one_bound_source_port_reaches_64_destinations_and_then_is_refused_by_name(
-    node: Node, pod: Pod, ztunnel: Worker, app: Worker
+    node: Node, bind: str, family: str
 ) -> None:
+    """Bound to the first address of the pod, to another of its own, or to none."""
+    pod = node.pod("a")
+    more = ("10.213.1.77", "fd00:213:1::77")
+    ip("-n", pod.netns, "addr", "add", f"{more[0]}/24", "dev", "eth0")
+    ip("-n", pod.netns, "addr", "add", f"{more[1]}/64", "dev", "eth0", "nodad")
+    pod.enroll(addresses=tuple(ip_address(text) for text in (pod.ipv4, pod.ipv6, *more)))
+    pod.ztunnel()
+    destination = "192.0.2." if family == "AF_INET" else "2001:db8::"
     with node.counting() as grown:
-        got = app.run(
+        got = pod.worker().run(
             "held, result = [], []\n"
             "for index in range(65):\n"
-            "    s = socket.socket(); s.settimeout(5)\n"
+            f"    s = socket.socket(socket.{family}); s.settimeout(5)\n"
             "    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
-            f"    s.bind(({pod.ipv4!r}, 40500)); held.append(s)\n"
+            f"    s.bind(({bind!r}, 40500)); held.append(s)\n"
             "    try:\n"
-            "        s.connect((f'192.0.2.{index + 1}', 8080)); result.append('ok')\n"
+            f"        s.connect(({destination!r} + str(index + 1), 8080)); result.append('ok')\n"
             "    except OSError as error:\n"
             "        result.append(errno.errorcode[error.errno])\n"
         )
