@@ -21,7 +21,7 @@ from mesh.model.workload import Workload
 from mesh.runtime.clock import Clock
 from mesh.telemetry.reasons import Reason
 from mesh.telemetry.series import Recorder
-from mesh.xds.resource import Update
+from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Update
 from ztunnel.certificates import WorkerCertificates
 from ztunnel.config import DataPlaneConfig
 from ztunnel.connections import Connections
@@ -96,6 +96,7 @@ class DataPlane:
         self.outbound = Outbound(self.plane, self.dialer, random_bytes=os.urandom, dns=self.dns.take_stream)
         self._maps = maps
         self._members: dict[str, _Member] = {}
+        self._received: set[str] = set()
         self._draining = False
 
     # --- pods
@@ -166,6 +167,8 @@ class DataPlane:
         for rejection in rejections:
             _log.warning("resource %s rejected: %s", rejection.name, rejection.reason)
         changes = self.store.apply(state)
+        self._received.add(update.type_url)
+        self.plane.synced = {ADDRESS_TYPE, AUTHORIZATION_TYPE} <= self._received
         if changes:
             closed = self.connections.judge_again(changes, self.store, self._local)
             if closed:

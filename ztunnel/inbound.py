@@ -54,10 +54,19 @@ class Inbound:
 
     def accept_hbone(self, pod: Pod, sock: socket.socket, peer: Peer) -> None:
         """Begin one accepted connection on 15008."""
-        session = Session(self._plane, pod, peer, self._limits, self._sessions)
-        if pod.tasks.closed:
+        limit = self._plane.config.max_connections
+        if pod.tasks.closed or len(self._sessions) >= limit:
             reset(sock)
+            flow = Flow(direction=INBOUND, source=peer, destination=peer)
+            fail_early(
+                self._plane,
+                flow,
+                Reason.LIMIT_EXCEEDED,
+                f"{limit} HBONE connections are open (AMBIT_MAX_CONNECTIONS)",
+            )
             return
+        session = Session(self._plane, pod, peer, self._limits, self._sessions)
+        self._sessions.add(session)
         create_task(session.serve(sock), name="hbone", owner=pod.tasks)
 
     def accept_plain(self, pod: Pod, sock: socket.socket, peer: Peer) -> None:
@@ -122,6 +131,7 @@ class Session:
         self._dialled = peer
         self._registry = registry
         self._identity: SpiffeId | None = None
+        self._refused = False
 
     async def serve(self, sock: socket.socket) -> None:
         """Bring the connection up: certificate, TLS; tunnels then arrive by themselves."""
@@ -131,47 +141,53 @@ class Session:
             context = await self._plane.tls.server(local.identity)
             await self._handshake(sock, context)
         except DialError as error:
+            self._registry.discard(self)
             reset(sock)
             flow = Flow(direction=INBOUND, source=self._peer, destination=self._dialled)
             fail_early(self._plane, flow, error.reason, error.detail)
         except OSError:
+            self._registry.discard(self)
             sock.close()  # The peer left before it said anything.
         except BaseException:
+            self._registry.discard(self)
             sock.close()
             raise
+        else:
+            self._verify()
 
     async def _handshake(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         timeout_s = self._plane.config.connect_timeout_s
         try:
-            self._registry.add(self)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self.connection, sock, ssl=context, ssl_handshake_timeout=timeout_s
             )
         except (ssl.SSLError, ConnectionError, TimeoutError) as error:
-            self._registry.discard(self)
             raise DialError(
                 Reason.TLS_FAILURE,
                 f"TLS with {self._peer}: {error or f'no handshake within {timeout_s:g} s'}",
             ) from error
-        except BaseException:
-            self._registry.discard(self)
-            raise
 
     def _closed(self, _connection: HboneConnection, reason: Reason) -> None:
         self._registry.discard(self)
         _log.debug("hbone connection from %s to %s closed: %s", self._peer, self.pod.info, reason)
 
-    def _requested(self, tunnel: ServerTunnel) -> None:
-        # Verified at the first request: the handshake alone gives the peer nothing.
-        if self._identity is None:
+    def _verify(self) -> SpiffeId | None:
+        """Return the peer's identity, proven once; a peer without one is sent away."""
+        if self._identity is None and not self._refused:
             try:
                 self._identity = require_trust_domain(self.connection.peer_der, self._trust_domain())
             except IdentityError as error:
+                self._refused = True
                 flow = Flow(direction=INBOUND, source=self._peer, destination=self._dialled)
                 fail_early(self._plane, flow, Reason.IDENTITY_INVALID, f"{self._peer}: {error}")
                 self.connection.close(Reason.IDENTITY_INVALID)
-                return
-        identity = self._identity
+        return self._identity
+
+    def _requested(self, tunnel: ServerTunnel) -> None:
+        # A request may be in the same bytes as the end of the handshake: whoever comes first verifies.
+        identity = self._verify()
+        if identity is None:
+            return
         flow = Flow(
             direction=INBOUND,
             source=self._peer,

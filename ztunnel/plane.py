@@ -113,6 +113,8 @@ class Plane:
     recorder: Recorder
     clock: Clock
     random: Random
+    synced: bool = False
+    """Whether addresses and policies were both received once: before, a verdict would be a guess."""
     baggage: BaggageCache = field(default_factory=BaggageCache)
     changed: Signal = field(default_factory=Signal)
     """Fires after each change of the store."""
@@ -160,15 +162,22 @@ class Pod:
         Raises:
             DialError: UNKNOWN_SOURCE after the limit.
         """
-        found = self.workload()
-        if found is not None:
+        if self._plane.synced and (found := self.workload()) is not None:
             return found
         limit = self._plane.config.workload_wait_s
         try:
             async with asyncio.timeout(limit):
-                while (found := self.workload()) is None:
+                while True:
+                    if self._plane.synced and (found := self.workload()) is not None:
+                        return found
                     await self._plane.changed.wait()
         except TimeoutError as error:
+            if not self._plane.synced:
+                raise DialError(
+                    Reason.UNKNOWN_SOURCE,
+                    f"policies were not received within {limit:g} s (AMBIT_WORKLOAD_WAIT_S): nothing is let "
+                    "through unjudged; is the controller reachable?",
+                ) from error
             raise DialError(
                 Reason.UNKNOWN_SOURCE,
                 f"failed to fetch information about local workload: {self.info.service_account}."
@@ -176,4 +185,3 @@ class Pod:
                 f"did not come over xDS within {limit:g} s (AMBIT_WORKLOAD_WAIT_S); "
                 "is the controller reachable?",
             ) from error
-        return found

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from mesh.identity.certificate import WorkloadCertificate
 from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.runtime.clock import Clock
+from mesh.runtime.notify import Signal
 from mesh.runtime.readiness import Readiness
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.telemetry.metrics import (
@@ -105,6 +106,7 @@ class Supervisor:
         self._certificates: dict[SpiffeId, WorkloadCertificate] = {}
         self._identities: frozenset[SpiffeId] = frozenset()
         self._dump_numbers = 0
+        self._spawned = Signal()
         self._draining = False
 
     # --- workers
@@ -163,6 +165,7 @@ class Supervisor:
         self._workers[index] = worker
         self.recorder.add(WORKERS_STARTED)
         self._bring_up(worker)
+        self._spawned.fire()
         return worker
 
     def _bring_up(self, worker: _Worker) -> None:
@@ -186,8 +189,7 @@ class Supervisor:
         worker.drained.set()
         for answer in worker.answers.values():
             if not answer.done():
-                # Its successor gets the pod anyway; the agent must not wait for that.
-                answer.set_result("")
+                answer.set_result("a worker ended while it opened the pod's listeners; try again")
         for dump in worker.dumps.values():
             dump.cancel()
 
@@ -286,9 +288,14 @@ class Supervisor:
 
     async def _ask_workers(self, pod: _Pod) -> str:
         """Send a pod to every worker; return the first error, '' if all serve it."""
+        try:
+            async with asyncio.timeout(POD_ANSWER_S):
+                while not self._workers:
+                    await self._spawned.wait()
+        except TimeoutError:
+            return f"no worker is running after {POD_ANSWER_S:g} s; see ztunnel's log"
+        # A worker that was spawned meanwhile has been sent the pod: asking again changes nothing.
         answers = [self._send_pod(worker, pod) for worker in self._workers.values()]
-        if not answers:
-            return ""
         done, pending = await asyncio.wait(answers, timeout=POD_ANSWER_S)
         for future in pending:
             future.cancel()

@@ -464,3 +464,44 @@ async def test_limit_of_connections_is_reported(caplog: pytest.LogCaptureFixture
         await eventually(lambda: len(m.planes["nb"].connections) == 1)
         assert await m.ask("a", m.nets["b"].ipv4, 8080)
         second[1].close()
+
+
+@scenario
+async def test_nothing_is_let_in_before_the_policies_are_known(caplog: pytest.LogCaptureFixture) -> None:
+    async with mesh("zti") as m:
+        m.synced = False
+        m.net("x")
+        await m.pod("b", "nb")
+        await m.serve("b", 8080)
+        address = m.nets["b"].ipv4
+        assert await m.ask("x", address, 8080, captured=False) == b""
+        assert reasons(caplog) == ["unknown_source"]
+        assert "policies were not received" in str(caplog.records[-1].fields["error"])
+        asked = asyncio.get_running_loop().create_task(m.ask("x", address, 8080, captured=False))
+        await eventually(lambda: len(m.planes["nb"].connections) == 1)
+        m.apply(STRICT)
+        assert await asked == b""
+        assert reasons(caplog)[-1] == "policy_denied"
+
+
+@scenario
+async def test_hbone_connections_are_bounded_and_a_peer_without_identity_holds_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with mesh("zti") as m:
+        m.node("nb", max_connections=2)
+        await m.pod("b", "nb")
+        m.net("x")
+        plane, address = m.planes["nb"], m.nets["b"].ipv4
+        await m.hbone("x", address, "spiffe://other.example/ns/default/sa/client")
+        await eventually(lambda: reasons(caplog) == ["identity_invalid"])
+        await eventually(lambda: len(plane.inbound) == 0)
+        first = await m.hbone("x", address, CLIENT)
+        await m.hbone("x", address, CLIENT)
+        assert len(plane.inbound) == 2
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            await m.hbone("x", address, CLIENT)
+        assert reasons(caplog)[-1] == "limit_exceeded"
+        first.close(Reason.LOCAL_CLOSE)
+        await eventually(lambda: len(plane.inbound) == 1)
+        await m.hbone("x", address, CLIENT)

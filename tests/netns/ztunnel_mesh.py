@@ -75,6 +75,8 @@ class Mesh:
         self.planes: dict[str, DataPlane] = {}
         self.workloads: dict[str, Workload] = {}
         self.updates: list[Update] = []
+        self.synced = True
+        """Whether nodes are told at once that they have all there is."""
         self.resolvers: dict[int, tuple[IPAddress, ...]] = {}
         """netns cookie -> nameservers."""
         self._spaces: dict[str, PodNamespace] = {}
@@ -98,6 +100,9 @@ class Mesh:
         )
         for update in self.updates:
             plane.apply(update)
+        if self.synced:
+            plane.apply(Update(type_url=ADDRESS_TYPE))
+            plane.apply(Update(type_url=AUTHORIZATION_TYPE))
         self.planes[name] = plane
         return plane
 
@@ -277,7 +282,11 @@ class Mesh:
         certificate = self.ca.issue(identity) if isinstance(identity, str) else identity
         family = socket.AF_INET6 if ip_address(str(address)).version == 6 else socket.AF_INET
         sock = self.socket(name, family, captured=False)
-        await asyncio.get_running_loop().sock_connect(sock, (str(address), 15008))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (str(address), 15008))
+        except BaseException:
+            sock.close()
+            raise
         connection = HboneConnection(
             role=Role.CLIENT,
             limits=Limits(),
@@ -285,9 +294,13 @@ class Mesh:
             on_close=lambda _c, _r: None,
             clock=SystemClock(),
         )
-        await asyncio.get_running_loop().create_connection(
-            lambda: connection, sock=sock, ssl=client_context(certificate), server_hostname=""
-        )
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection, sock=sock, ssl=client_context(certificate), server_hostname=""
+            )
+        except BaseException:
+            sock.close()
+            raise
         self._connections.append(connection)
         return connection
 
