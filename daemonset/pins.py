@@ -36,7 +36,8 @@ def _as_os_error() -> Iterator[None]:
 
 def _detach_now(root: Path, uid: str) -> None:
     """Detach a pod's link at once: one that only loses its pin goes on working for some milliseconds."""
-    for pin in bpffs.pod_directory(root, uid).iterdir():
+    directory = bpffs.pod_directory(root, uid)
+    for pin in directory.iterdir() if directory.is_dir() else ():
         with syscall.Fd(syscall.get(pin)) as link:
             # A kernel that cannot (before 5.9) lets go of it when the pin is removed, a little later.
             syscall._bpf(BPF_LINK_DETACH, struct.pack("=I", link.number))
@@ -99,8 +100,7 @@ class Pins:
     def remove_record(self, cookie: int) -> None:
         """Remove a pod's record, if there is one."""
         with _as_os_error():
-            if cookie in self._maps.pods():
-                self._maps.unenroll(cookie)
+            self._maps.unenroll(cookie)
 
     def missing_listeners(self, cookie: int, addresses: Iterable[IPAddress]) -> Collection[str]:
         """Return which of ztunnel's listeners are not in the map."""
@@ -116,9 +116,8 @@ class Pins:
     def detach_lookup(self, uid: str) -> None:
         """Detach the pod's sk_lookup link, if there is one."""
         with _as_os_error():
-            if uid in load.pod_lookups(self._bpffs):
-                _detach_now(self._bpffs, uid)
-                load.detach_pod_lookup(self._bpffs, uid)
+            _detach_now(self._bpffs, uid)
+            load.detach_pod_lookup(self._bpffs, uid)
 
     # For the agent itself.
 
