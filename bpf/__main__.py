@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from bpf import abi, features, load, sources
+from bpf import abi, features, hooks, load, sources
 from bpf.bytecode import Bytecode
 from bpf.errors import BpfError, NotLoadedError
 from bpf.maps import NodeMaps
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("status", help="what is loaded, how full it is, what it counted")
     one.add_argument("--bpffs", type=Path, required=True)
+    one.add_argument("--pods-cgroup", type=Path, help="also list programs of others that run for its sockets")
     one.add_argument("-o", "--output", choices=("text", "json"), default="text")
 
     one = commands.add_parser("probe", help="load a stub of each feature that the programs need")
@@ -176,6 +177,16 @@ def _status(options: argparse.Namespace) -> int:
         "counters": maps.counters(),
     }
     maps.close()
+    if options.pods_cgroup is not None:
+        report["neighbours"] = [
+            {
+                "hook": item.hook.name.lower(),
+                "program": item.program,
+                "name": item.name,
+                "earlier": item.earlier,
+            }
+            for item in hooks.neighbours(options.bpffs, options.pods_cgroup)
+        ]
     if options.output == "json":
         print(json.dumps(report))
     else:
@@ -183,6 +194,9 @@ def _status(options: argparse.Namespace) -> int:
             print(f"program {item['name']:<13} id {item['program']} tag {item['tag']}")
         for name in missing:
             print(f"program {name:<13} NOT ATTACHED: run load again")
+        for item in report.get("neighbours", ()):  # type: ignore[attr-defined]
+            order = "BEFORE ours: it may hide destinations" if item["earlier"] else "after ours"
+            print(f"another program at {item['hook']}: {item['name']} (id {item['program']}) runs {order}")
         print(f"pods {len(pods)}, sk_lookup instances {len(lookups)}")
         for name, (entries, capacity) in sorted(report["fill"].items()):  # type: ignore[attr-defined]
             print(f"map {name:<10} {entries} of {capacity}")

@@ -37,8 +37,8 @@ class PodRecord:
     resolvers: tuple[abi.IpAddress, ...] = ()
     """Nameservers of its resolv.conf, in order."""
     deny_non_tcp: bool = False
-    """Refuse what is neither TCP nor DNS to those nameservers: UDP when it is sent, raw and other sockets when
-    they are made. Sockets from before, and packet sockets (AF_PACKET, CAP_NET_RAW), see no such hook."""
+    """Refuse what is neither TCP nor DNS to those nameservers: UDP when sent, raw and other sockets when made.
+    Sockets from before, and packet sockets (AF_PACKET, CAP_NET_RAW), see no such hook."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

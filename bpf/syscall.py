@@ -17,7 +17,8 @@ from bpf.errors import BpfError
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "s390x": 351, "ppc64le": 361, "riscv64": 280}
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD, _PIN, _GET = range(8)
-_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
+_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD, _PROG_QUERY = 13, 14, 15, 16
+_QUERY_EFFECTIVE, _MOST_PROGRAMS = 1, 64
 _BTF_LOAD, _LINK_CREATE, _LINK_UPDATE = 18, 28, 29
 _BPF_F_REPLACE = 4
 _LICENSE = b"Dual BSD/GPL\0"
@@ -51,11 +52,15 @@ class Fd:
 
 def _bpf(command: int, attributes: bytes) -> int:
     """Run one bpf(2) command; return its result or minus errno."""
+    return _call(command, ctypes.create_string_buffer(attributes, len(attributes)))
+
+
+def _call(command: int, buffer: "ctypes.Array[ctypes.c_char]") -> int:
+    """As `_bpf`, for commands that answer in their attributes."""
     number = _NUMBERS.get(platform.machine())
     if number is None:
         raise BpfError(f"bpf(2) is not known on {platform.machine()}: supported are {', '.join(_NUMBERS)}")
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result = int(_libc.syscall(number, command, buffer, len(attributes)))
+    result = int(_libc.syscall(number, command, buffer, len(buffer)))
     return -ctypes.get_errno() if result < 0 else result
 
 
@@ -263,6 +268,23 @@ def program_tag(fd: int) -> tuple[int, str]:
     """Return (id, tag) of a program; the tag is the kernel's hash of the instructions."""
     data = info(fd)
     return struct.unpack_from("=I", data, 4)[0], data[8:16].hex()
+
+
+def program_name(fd: int) -> str:
+    """Return the name that a program was loaded with, at most 15 characters."""
+    return info(fd)[64:80].split(b"\0")[0].decode(errors="replace")
+
+
+def effective_programs(cgroup: int, attach: int) -> tuple[int, ...]:
+    """Return the ids of all programs that run for a cgroup's sockets at one hook, first to last."""
+    ids = ctypes.create_string_buffer(4 * _MOST_PROGRAMS)
+    attributes = struct.pack("=IIIIQI4x", cgroup, attach, _QUERY_EFFECTIVE, 0, _pointer(ids), _MOST_PROGRAMS)
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    result = _call(_PROG_QUERY, buffer)
+    if result < 0:
+        raise _failed(result, "cannot ask which programs run for a cgroup")
+    count = struct.unpack_from("=I", buffer.raw, 24)[0]
+    return struct.unpack_from(f"={count}I", ids.raw)
 
 
 def link_target(fd: int) -> tuple[int, int]:
