@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.registry import Collector
 
 from mesh.model.workload import NamespacedHostname
 from mesh.runtime.http import BadRequestError, HttpServer, Request, Response, Route, json_response, text
@@ -167,10 +168,12 @@ def _keyed(staged: Mapping[NamespacedHostname, tuple[str, ...]]) -> dict[str, li
     return {str(key): list(uids) for key, uids in staged.items()}
 
 
-def metrics_server(totals: Totals, before: Callable[[], None]) -> HttpServer:
+def metrics_server(totals: Totals, before: Callable[[], None], *collectors: Collector) -> HttpServer:
     """Build the server of the metrics port; `before` runs ahead of each scrape."""
     registry = CollectorRegistry()
     registry.register(TotalsCollector(totals))
+    for collector in collectors:
+        registry.register(collector)
     ProcessCollector(registry=registry)
 
     async def scrape(request: Request) -> Response:

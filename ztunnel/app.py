@@ -23,6 +23,7 @@ from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Rejection, Updat
 from mesh.zds.connection import ZdsClient
 from ztunnel.admin import Admin, metrics_server, package_version, readiness_server
 from ztunnel.config import Config, ListenAddress
+from ztunnel.gauges import StateCollector
 from ztunnel.supervisor import Supervisor
 
 _log = logging.getLogger("ztunnel")
@@ -114,9 +115,12 @@ class App:
 
     async def _serve_http(self) -> None:
         admin = Admin(self.supervisor, self.config, quit_now=self._stopping.set, status=self.status)
+        gauges = StateCollector(
+            lambda: self.supervisor.certificates, lambda: self.xds.status, package_version()
+        )
         wanted: tuple[tuple[HttpServer, ListenAddress], ...] = (
             (admin.server(), self.config.admin),
-            (metrics_server(self.supervisor.totals, self._before_scrape), self.config.metrics),
+            (metrics_server(self.supervisor.totals, self._before_scrape, gauges), self.config.metrics),
             (readiness_server(self.readiness), self.config.readiness),
         )
         for server, address in wanted:

@@ -20,10 +20,12 @@ from mesh.telemetry.metrics import (
     CONNECTIONS_CLOSED,
     CONNECTIONS_FAILED,
     CONNECTIONS_OPENED,
+    POLICY_DENIED,
     REASONS,
     RECEIVED_BYTES,
     SENT_BYTES,
     SOCKETS_OPEN,
+    UNKNOWN,
 )
 from mesh.telemetry.reasons import Reason
 from mesh.telemetry.series import Recorder
@@ -190,6 +192,7 @@ class Connections:
             verdict = judge(store, now, row.policy)
             if not verdict.allowed:
                 denied.append((row, verdict))
+                count_denial(self._recorder, verdict.policy, Reason.POLICY_REVOKED)
                 self.close(row, Reason.POLICY_REVOKED, f"no longer allowed: {verdict.detail}")
         return denied
 
@@ -209,3 +212,9 @@ class Connections:
         if to_client > row.counted_to_client:
             self._recorder.add(SENT_BYTES, row.labels, to_client - row.counted_to_client)
             row.counted_to_client = to_client
+
+
+def count_denial(recorder: Recorder, policy: str, reason: Reason) -> None:
+    """Count a connection that policy refused or ended; `policy` is `namespace/name` or empty."""
+    namespace, _, name = policy.partition("/")
+    recorder.add(POLICY_DENIED, (name or UNKNOWN, namespace or UNKNOWN, reason.value))

@@ -21,6 +21,7 @@ from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.identity.verify import require_identity
 from mesh.model.address import format_host_port
 from mesh.model.workload import Workload
+from mesh.telemetry.metrics import TUNNEL_HANDSHAKE_SECONDS
 from mesh.telemetry.reasons import Reason
 from ztunnel.plane import Plane, Pod
 from ztunnel.resolve.decide import Upstream
@@ -164,6 +165,7 @@ class TunnelDialer:
             on_close=lambda closed, _reason: pool.closed(key, closed),
             clock=plane.clock,
         )
+        started = plane.clock.monotonic()
         try:
             await asyncio.get_running_loop().create_connection(
                 lambda: connection,
@@ -181,6 +183,7 @@ class TunnelDialer:
         except BaseException:
             sock.close()
             raise
+        plane.recorder.observe(TUNNEL_HANDSHAKE_SECONDS, ("source",), plane.clock.monotonic() - started)
         try:
             expected = [SpiffeId.parse(text) for text in key.destination_identities]
             self._identities[connection] = str(require_identity(connection.peer_der, expected))

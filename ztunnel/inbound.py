@@ -23,9 +23,10 @@ from mesh.model.address import IPAddress
 from mesh.model.service import Service
 from mesh.model.workload import Workload
 from mesh.runtime.tasks import create_task
+from mesh.telemetry.metrics import TUNNEL_HANDSHAKE_SECONDS
 from mesh.telemetry.reasons import Reason
 from ztunnel.access import INBOUND, Flow
-from ztunnel.connections import LiveConnection
+from ztunnel.connections import LiveConnection, count_denial
 from ztunnel.headers import (
     find_header,
     forwarded_host,
@@ -157,6 +158,7 @@ class Session:
 
     async def _handshake(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         timeout_s = self._plane.config.connect_timeout_s
+        started = self._plane.clock.monotonic()
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self.connection, sock, ssl=context, ssl_handshake_timeout=timeout_s
@@ -166,6 +168,9 @@ class Session:
                 Reason.TLS_FAILURE,
                 f"TLS with {self._peer}: {error or f'no handshake within {timeout_s:g} s'}",
             ) from error
+        self._plane.recorder.observe(
+            TUNNEL_HANDSHAKE_SECONDS, ("destination",), self._plane.clock.monotonic() - started
+        )
 
     def _closed(self, _connection: HboneConnection, reason: Reason) -> None:
         self._registry.discard(self)
@@ -266,6 +271,7 @@ def allow(
     for note in verdict.dry_run:
         _log.debug("%s: %s", note, row.flow.fields())
     if not verdict.allowed:
+        count_denial(plane.recorder, verdict.policy, verdict.reason)
         raise DialError(verdict.reason, verdict.detail)
     row.policy = view
     row.workload = local

@@ -15,12 +15,13 @@ from prometheus_client.core import (
     Metric as Family,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from mesh.telemetry.metrics import Labels, Metric, MetricType
 from mesh.telemetry.series import Totals
 
 
-class TotalsCollector:
+class TotalsCollector(Collector):
     """Turns totals into metric families at each scrape."""
 
     def __init__(self, totals: Totals) -> None:

@@ -104,6 +104,18 @@ SOCKETS_OPEN = Metric("istio_tcp_sockets_open", MetricType.GAUGE, "TCP connectio
 REASONS = _counter(
     "ambit_connections_ended", "Connections ended, by reporter and reason", ("reporter", "reason")
 )
+POLICY_DENIED = _counter(
+    "ambit_policy_denied",
+    "Connections refused or ended by policy; without a policy's name no ALLOW matched or none could be judged",
+    ("policy", "policy_namespace", "reason"),
+)
+TUNNEL_HANDSHAKE_SECONDS = Metric(
+    "ambit_tunnel_handshake_seconds",
+    MetricType.HISTOGRAM,
+    "Time of the TLS handshake of an HBONE connection",
+    ("reporter",),
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
+)
 DNS_REQUESTS = _counter("istio_dns_requests", "DNS queries answered for pods", _DNS_LABELS)
 DNS_UPSTREAM_REQUESTS = _counter("istio_dns_upstream_requests", "DNS queries forwarded", _DNS_LABELS)
 DNS_UPSTREAM_FAILURES = _counter(
@@ -147,6 +159,8 @@ METRICS: tuple[Metric, ...] = (
     SENT_BYTES,
     SOCKETS_OPEN,
     REASONS,
+    POLICY_DENIED,
+    TUNNEL_HANDSHAKE_SECONDS,
     DNS_REQUESTS,
     DNS_UPSTREAM_REQUESTS,
     DNS_UPSTREAM_FAILURES,

@@ -16,7 +16,7 @@ from mesh.identity.certificate import WorkloadCertificate
 from mesh.identity.spiffe import SpiffeId
 from mesh.model.policy import Action, Authorization, Match, Scope, StringMatch, StringMatchKind
 from mesh.model.workload import ApplicationProtocol, ApplicationTunnel, GatewayAddress, NamespacedHostname
-from mesh.telemetry.metrics import CONNECTIONS_FAILED, CONNECTIONS_OPENED, TCP_LABELS
+from mesh.telemetry.metrics import CONNECTIONS_FAILED, CONNECTIONS_OPENED, POLICY_DENIED, TCP_LABELS
 from mesh.telemetry.reasons import Reason
 from mesh.testing.fake_ca import FakeCa
 from mesh.xds.encode import encode_address, resource_name
@@ -141,6 +141,7 @@ async def test_row_11_denied_tunnels_get_401_and_denied_plaintext_is_reset(
         assert await m.ask("x", address, 8080, captured=False) == b""
         assert reasons(caplog)[-2:] == ["policy_denied", "policy_denied"]
         assert {entry["response_flags"] for entry in labels(m, "nb", "failed")} == {"DENY"}
+        assert m.values("nb", POLICY_DENIED) == {("only-a", "default", "policy_denied"): 2}
         error = str(caplog.records[-1].fields["error"])
         assert "only-a" in error
         assert "a peer without identity (10.77.3.2) to default/b:8080" in error

@@ -61,6 +61,11 @@ async def test_two_nodes_two_workers_and_the_admin_surfaces(tmp_path: Path) -> N
         assert await metric(na, "istio_tcp_received_bytes_total") == 16 * 5
         assert await metric(nb, "istio_tcp_sent_bytes_total") == 16 * 5
         assert await metric(nb, "istio_tcp_connections_opened_total") == 16
+        # One tunnel connection per worker of the source at most, and at least one.
+        assert 1 <= await metric(na, "ambit_tunnel_handshake_seconds_count") <= 2
+        assert await metric(na, "ambit_cert_expiry_timestamp_seconds") > 1_700_000_000
+        assert await metric(na, "ambit_config_sync_age_seconds") == 0
+        assert await metric(na, "ambit_config_resources") == 2
         dump = await nb.json("/config_dump")
         assert {"certificates", "config", "policies", "services", "stagedServices", "version"} <= dump.keys()
         assert {"workloadState", "workloads", "workers"} <= dump.keys()
