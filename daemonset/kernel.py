@@ -29,14 +29,16 @@ class KernelNetwork:
 
     def find(self, subject: Subject) -> tuple[netns.Netns, netns.Proof]:
         """Find the pod's namespace: the CNI's path, the one known from before, those of its processes."""
-        return netns.find(list(self._paths(subject)), subject.addresses, self._node)
+        return netns.find(self._paths(subject), subject.addresses, self._node)
 
     def _paths(self, subject: Subject) -> Iterable[str]:
         if subject.cni_netns:
             yield subject.cni_netns
         if subject.remembered is not None:
             yield subject.remembered.netns_path
-        yield from (f"/proc/{pid}/ns/net" for pid in cgroup.pod_pids(self._pods_cgroup, subject.pod.uid))
+        # Oldest first: what a pod's processes make of their own comes after what they were started in.
+        pids = sorted(cgroup.pod_pids(self._pods_cgroup, subject.pod.uid))
+        yield from (f"/proc/{pid}/ns/net" for pid in pids)
 
     def reopen(self, subject: Subject) -> netns.Netns | None:
         """Open the namespace that the pod was last known by; None: it is gone, and what was in it too."""
@@ -56,7 +58,7 @@ class KernelNetwork:
         """Return the nameservers that the object names, else the pod's own file's, else the cluster's."""
         if subject.pod.nameservers:
             return subject.pod.nameservers
-        for pid in cgroup.pod_pids(self._pods_cgroup, subject.pod.uid)[:1]:
+        for pid in sorted(cgroup.pod_pids(self._pods_cgroup, subject.pod.uid))[:1]:
             text = cgroup.resolv_conf_of(pid)
             if text is not None and (found := parse_resolv_conf(text)):
                 return found

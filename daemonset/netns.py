@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,9 @@ NS_GET_NSTYPE = 0xB703
 """ioctl of a namespace descriptor (linux/nsfs.h)."""
 SO_NETNS_COOKIE = 71
 """getsockopt, u64, since 5.14 (asm-generic/socket.h)."""
+
+MAX_CANDIDATES = 64
+"""Namespaces that are looked into for one pod."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -289,8 +292,10 @@ def _node_view(address: IPAddress, pod_fd: int) -> NodeView:
         )
 
 
-def find(paths: Collection[str], addresses: Collection[IPAddress], node: Netns) -> tuple[Netns, Proof]:
+def find(paths: Iterable[str], addresses: Collection[IPAddress], node: Netns) -> tuple[Netns, Proof]:
     """Open the first of several candidate paths that proves to be the pod's namespace.
+
+    Paths of one namespace are tried once, and at most MAX_CANDIDATES namespaces, as a pod may make many.
 
     Returns:
         the open namespace, which the caller closes, and the proof.
@@ -301,19 +306,19 @@ def find(paths: Collection[str], addresses: Collection[IPAddress], node: Netns) 
     refusal = NetnsError(
         Code.NETNS_NOT_FOUND, "no process of the pod was found, and the CNI named no namespace"
     )
-    seen: set[int] = set()
+    seen: set[tuple[int, int]] = set()
     for path in paths:
         try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen or len(seen) >= MAX_CANDIDATES:
+                continue
             netns = open_netns(path)
-        except NetnsError as error:
+        except (NetnsError, OSError) as error:
             if not seen:
-                refusal = error
+                refusal = NetnsError(Code.NETNS_NOT_FOUND, f"{path}: {getattr(error, 'strerror', error)}")
             continue
         try:
-            if netns.cookie in seen:
-                netns.close()
-                continue
-            seen.add(netns.cookie)
+            seen.add((netns.device, netns.inode))
             return netns, prove(netns, addresses, node)
         except NetnsError as error:
             netns.close()

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -261,6 +264,37 @@ def test_a_namespace_nested_in_the_pod_is_not_taken_for_it(bed: Bed) -> None:
     bed.write(web.object(started=False))
     assert bed.cni("ADD", web, netns=f"/run/netns/{inner}")["code"] == "AMB2104"
     leave(bed, web)
+
+
+def test_a_pod_full_of_namespaces_of_its_own_is_found_all_the_same(bed: Bed) -> None:
+    web = Pod(bed, "crowd")
+    script = "for i in $(seq 100); do unshare --net sleep 1000 & done; echo ready; wait"
+    crowd = bed.popen(
+        "nsenter",
+        f"--net=/run/netns/{web.netns}",
+        "sh",
+        "-c",
+        script,
+        cgroup=web.cgroup,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    bed.processes.append(crowd)
+    try:
+        assert crowd.stdout is not None
+        assert crowd.stdout.readline() == b"ready\n"
+        bed.write(web.object())
+        row = bed.wait_enrolled(web)
+        assert row["netns_cookie"] == inside(web.netns, cookie)
+    finally:
+        os.killpg(crowd.pid, signal.SIGKILL)
+        crowd.stdout.close()
+    leave(bed, web)
+
+
+def cookie() -> int:
+    with socket.socket() as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, 71, 8), sys.byteorder)
 
 
 def test_a_neighbour_that_takes_the_address_is_not_taken_for_the_pod(bed: Bed) -> None:
