@@ -37,7 +37,7 @@ class PodRecord:
     resolvers: tuple[abi.IpAddress, ...] = ()
     """Nameservers of its resolv.conf, in order."""
     deny_non_tcp: bool = False
-    """Refuse what is neither TCP nor DNS to those nameservers: UDP when sent, raw and other sockets when made.
+    """Refuse what is neither TCP nor DNS to those nameservers: UDP when sent, raw and others when made.
     Sockets from before, and packet sockets (AF_PACKET, CAP_NET_RAW), see no such hook."""
 
 
