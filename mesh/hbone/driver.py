@@ -32,8 +32,7 @@ _LARGE_BYTES = 16 * 1024
 """A piece as long as a TLS record."""
 _ANSWER_BYTES = 64
 """Frames that answer the peer's are shorter."""
-_MAX_PIECES = 64
-"""More pieces are joined: most of them are small then."""
+_SLICE_BYTES = 64 * 1024
 
 
 class HboneConnection(asyncio.Protocol):
@@ -182,13 +181,27 @@ class HboneConnection(asyncio.Protocol):
         out = self.codec.out
         if not out or self._transport is None or self._closed:
             return
-        if len(out) <= _MAX_PIECES and max(map(len, out)) >= _LARGE_BYTES:
-            # Joining would copy the payload; a frame header in a TLS record of its own costs less.
-            pieces = out.copy()
-            out.clear()
-            self._transport.writelines(pieces)
-        else:
+        if max(map(len, out)) < _LARGE_BYTES:
             self._transport.write(self.codec.take())
+        else:
+            self._write_large(self._transport)
+
+    def _write_large(self, transport: asyncio.Transport) -> None:
+        """Write what is queued in slices, without joining.
+
+        Joining would copy the payload. TLS encrypts each write into one buffer: slices keep that
+        one small, so that it stays in the processor's cache and in the heap.
+        """
+        pieces = self.codec.out.copy()
+        self.codec.out.clear()
+        begin = size = 0
+        for at, piece in enumerate(pieces, 1):
+            size += len(piece)
+            if size >= _SLICE_BYTES:
+                transport.writelines(pieces[begin:at])
+                begin, size = at, 0
+        if size:
+            transport.writelines(pieces[begin:])
 
     def _count_unread_answers(self) -> None:
         """Bound what a peer makes us say while it does not read; tunnels are held then by themselves."""
