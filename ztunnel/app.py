@@ -88,6 +88,8 @@ class App:
         self.supervisor.identities_changed = self._identities_changed
         self.supervisor.recorder.add(BUILD, ("ztunnel", package_version()), 1)
         await self.supervisor.start()
+        if self.config.self_pod is not None:
+            create_task(self.supervisor.serve_own(*self.config.self_pod), name="own pod", owner=self._tasks)
         create_task(self.xds.run(), name="xds", owner=self._tasks)
         create_task(self.zds.run(), name="zds", owner=self._tasks)
         create_task(self._housekeeping(), name="housekeeping", owner=self._tasks)

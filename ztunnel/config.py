@@ -76,6 +76,8 @@ class Config:
     ca_root_ca: Path
     auth_token: Path
     """Read again on each call: the token rotates."""
+    self_pod: tuple[str, str, str] | None = None
+    """Name, namespace and service account of ztunnel's own pod: its metrics are then reachable over mTLS."""
     workers: int = 2
     admin: ListenAddress = ListenAddress(host="127.0.0.1", port=15000)
     metrics: ListenAddress = ListenAddress(host="0.0.0.0", port=15020)
@@ -183,6 +185,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         ca_address=reader.text("CA_ADDRESS") or reader.text("XDS_ADDRESS"),
         ca_root_ca=Path(reader.text("CA_ROOT_CA") or reader.text("XDS_ROOT_CA")),
         auth_token=Path(reader.required("AUTH_TOKEN", "the file with this node's service account token")),
+        self_pod=_self_pod(reader),
         workers=int(reader.number("AMBIT_WORKERS", 2, 1, 64)),
         admin=reader.address("AMBIT_ADMIN_ADDR", ListenAddress(host="127.0.0.1", port=15000)),
         metrics=reader.address("AMBIT_METRICS_ADDR", ListenAddress(host="0.0.0.0", port=15020)),
@@ -213,6 +216,11 @@ def _data_plane(reader: _Reader) -> DataPlaneConfig:
         spoof_source=reader.choice("ENABLE_ORIG_SRC", "true", ("true", "false")) == "true",
         ipv6=reader.choice("IPV6_ENABLED", "true", ("true", "false")) == "true",
     )
+
+
+def _self_pod(reader: _Reader) -> tuple[str, str, str] | None:
+    name, namespace, account = (reader.text(n) for n in ("POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT"))
+    return (name, namespace, account) if name and namespace and account else None
 
 
 def _check(reader: _Reader) -> None:

@@ -45,10 +45,16 @@ RETIRE_MIN_S = 3.0
 class _Member:
     """A pod with what is open for it."""
 
-    def __init__(self, pod: Pod, listeners: PodListeners, dns: PodDns) -> None:
+    def __init__(self, pod: Pod, listeners: PodListeners, dns: PodDns | None) -> None:
         self.pod = pod
         self.listeners = listeners
-        self.dns = dns
+        self._dns = dns
+
+    def close(self) -> None:
+        """Stop listening; what is queued is still accepted."""
+        self.listeners.close()
+        if self._dns is not None:
+            self._dns.close()
 
 
 class DataPlane:
@@ -120,17 +126,21 @@ class DataPlane:
             PLAINTEXT_PORT: partial(self.inbound.accept_plain, pod),
             HBONE_PORT: partial(self.inbound.accept_hbone, pod),
         }
-        dns = self.dns.pod(pod)
-        if self.plane.config.spoof_source:
+        dns = None if info.hbone_only else self.dns.pod(pod)
+        if info.hbone_only:
+            handlers = {HBONE_PORT: handlers[HBONE_PORT]}
+        elif self.plane.config.spoof_source:
             try:
                 namespace.reflect_marks()
             except OSError as error:
                 _log.warning("pod %s: refused connections will only time out: %s", info, error)
         try:
-            await dns.open()
+            if dns is not None:
+                await dns.open()
             listeners = PodListeners(namespace, self.plane.config, handlers, str(info))
         except OSError:
-            dns.close()
+            if dns is not None:
+                dns.close()
             await pod.close()
             raise
         self._members[info.uid] = _Member(pod, listeners, dns)
@@ -141,8 +151,7 @@ class DataPlane:
         member = self._members.pop(uid, None)
         if member is None:
             return False
-        member.listeners.close()
-        member.dns.close()
+        member.close()
         self.connections.close_where(
             lambda row: row.pod == uid,
             Reason.FORCED_CLOSE,
@@ -201,8 +210,7 @@ class DataPlane:
         if retired:
             await asyncio.sleep(min(RETIRE_MIN_S, deadline_s))
         for member in self._members.values():
-            member.listeners.close()
-            member.dns.close()
+            member.close()
         self.inbound.drain()
         left_s = deadline_s - (self.plane.clock.monotonic() - started)
         with contextlib.suppress(TimeoutError):

@@ -285,7 +285,12 @@ async def dial_app(plane: Plane, pod: Pod, local: Workload, client: Peer, target
     """
     source: IPAddress | None = client.address
     own = client.address in local.addresses or client.address == target.address
-    if not plane.config.spoof_source or own or client.address.version != target.address.version:
+    if (
+        not plane.config.spoof_source
+        or pod.info.hbone_only
+        or own
+        or client.address.version != target.address.version
+    ):
         source = None
     return await dial(
         pod.namespace,

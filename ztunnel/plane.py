@@ -128,6 +128,8 @@ class PodInfo:
     name: str
     namespace: str
     service_account: str
+    hbone_only: bool = False
+    """ztunnel's own namespace: reached through HBONE, nothing of it is captured."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

@@ -313,6 +313,7 @@ class Supervisor:
             "name": info.name,
             "namespace": info.namespace,
             "service_account": info.service_account,
+            "hbone_only": info.hbone_only,
         }
         fd = pod.namespace.duplicate()
         try:
@@ -320,6 +321,18 @@ class Supervisor:
         finally:
             os.close(fd)
         return answer
+
+    async def serve_own(self, name: str, namespace: str, service_account: str) -> None:
+        """Open HBONE in this process's own namespace, so that its metrics port is reachable over mTLS."""
+        info = PodInfo(
+            uid="self", name=name, namespace=namespace, service_account=service_account, hbone_only=True
+        )
+        pod = self._pods[info.uid] = _Pod(info, PodNamespace.own())
+        self._update_identities()
+        error = await self._ask_workers(pod)
+        if error:
+            _log.error("ztunnel's own pod %s is not reachable over mTLS: %s", info, error)
+            self._pods.pop(info.uid).namespace.close()
 
     async def keep(self, uid: str) -> None:
         """Check that a pod is still in hand.
@@ -343,7 +356,7 @@ class Supervisor:
 
     async def snapshot(self, uids: frozenset[str]) -> None:
         """Let go of every pod that the agent no longer names."""
-        for uid in [uid for uid in self._pods if uid not in uids]:
+        for uid in [u for u, pod in self._pods.items() if u not in uids and not pod.info.hbone_only]:
             await self.delete(uid)
 
     @property

@@ -120,6 +120,7 @@ class Worker:
             name=str(body["name"]),
             namespace=str(body["namespace"]),
             service_account=str(body["service_account"]),
+            hbone_only=bool(body["hbone_only"]),
         )
         try:
             await self._plane.add_pod(info, fds[0])

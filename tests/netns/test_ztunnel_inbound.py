@@ -21,6 +21,7 @@ from mesh.telemetry.reasons import Reason
 from mesh.testing.fake_ca import FakeCa
 from mesh.xds.encode import encode_address, resource_name
 from mesh.xds.resource import ADDRESS_TYPE, Resource, Update
+from ztunnel.plane import PodInfo
 
 pytestmark = needs_root
 
@@ -506,3 +507,21 @@ async def test_hbone_connections_are_bounded_and_a_peer_without_identity_holds_n
         first.close(Reason.LOCAL_CLOSE)
         await eventually(lambda: len(plane.inbound) == 1)
         await m.hbone("x", address, CLIENT)
+
+
+@scenario
+async def test_row_41_the_own_pod_is_reached_over_mtls_and_captures_nothing() -> None:
+    async with mesh("zti") as m:
+        net = m.net("own")
+        m.net("x")
+        plane = m.node("nb")
+        m.apply(m.workload("own", "nb", net))
+        info = PodInfo(uid="self", name="own", namespace="default", service_account="own", hbone_only=True)
+        await plane.add_pod(info, net.open())
+        await m.serve("own", 15020)
+        assert await m.status("x", net.ipv4, CLIENT, f"{net.ipv4}:15020") == 200
+        assert await m.ask("x", net.ipv4, 15020, captured=False) == b"own 10.77.2.2|hello"
+        table = net.exec("ss", "-Hltun")
+        assert "15008" in table
+        for port in ("15001", "15006", "15053"):
+            assert port not in table

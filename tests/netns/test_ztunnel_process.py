@@ -55,7 +55,8 @@ async def test_two_nodes_two_workers_and_the_admin_surfaces(tmp_path: Path) -> N
         assert answers == [b"hello"] * 16
 
         async def counted() -> bool:
-            return await metric(na, "istio_tcp_connections_closed_total") == 16
+            closed = [await metric(node, "istio_tcp_connections_closed_total") for node in (na, nb)]
+            return closed == [16, 16]
 
         await until(counted)
         assert await metric(na, "istio_tcp_received_bytes_total") == 16 * 5
@@ -186,7 +187,11 @@ async def test_a_dead_worker_is_replaced_with_all_state(tmp_path: Path) -> None:
         await nb.ready()
         assert await metric(nb, "ambit_workers_started_total") == 2
         assert await w.ask(a, b.ipv4, 9999) == b""
-        assert "policy_denied" in nb.log.read_text()
+
+        async def logged() -> bool:
+            return "policy_denied" in nb.log.read_text()
+
+        await until(logged)
 
 
 @scenario

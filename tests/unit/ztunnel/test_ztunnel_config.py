@@ -74,6 +74,16 @@ def test_every_problem_is_named_with_its_remedy() -> None:
     assert all("set it to" in line or "unset it" in line for line in lines)
 
 
+def test_row_41_the_own_pod_is_served_only_when_it_is_named_in_full() -> None:
+    named = GOOD | {"POD_NAME": "ztunnel-x", "POD_NAMESPACE": "istio-system"}
+    assert read_config(named).self_pod is None
+    assert read_config(named | {"SERVICE_ACCOUNT": "ztunnel"}).self_pod == (
+        "ztunnel-x",
+        "istio-system",
+        "ztunnel",
+    )
+
+
 @pytest.mark.parametrize(
     ("grace", "deadline"), [(None, 5), (30, 25), (11, 6), (10, 9), (2, 1), (1, 1), (0.5, 1)]
 )
