@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from daemonset import cgroup, connections, mark_route, netns
 from daemonset.connections import TcpSocket
-from daemonset.pods import parse_resolv_conf
+from daemonset.pods import parse_resolv_conf, resolvers
 from daemonset.worker import Subject
 from mesh.model.address import IPAddress
 
@@ -55,16 +55,15 @@ class KernelNetwork:
         return None
 
     def resolvers(self, subject: Subject) -> tuple[IPAddress, ...]:
-        """Return the nameservers that the object names, else the pod's own file's, else the cluster's."""
-        if subject.pod.nameservers:
-            return subject.pod.nameservers
+        """Return the nameservers that the object tells of, else those of the pod's own resolv.conf."""
+        told = resolvers(subject.pod, self._cluster_dns)
+        if told is not None:
+            return told
         for pid in sorted(cgroup.pod_pids(self._pods_cgroup, subject.pod.uid))[:1]:
             text = cgroup.resolv_conf_of(pid)
             if text is not None and (found := parse_resolv_conf(text)):
                 return found
-        if subject.remembered is not None and subject.remembered.resolvers:
-            return subject.remembered.resolvers
-        return self._cluster_dns
+        return subject.remembered.resolvers if subject.remembered is not None else ()
 
     def install_route(self, space: netns.Netns) -> None:
         """Set the mark route inside the pod."""

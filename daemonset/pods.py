@@ -45,7 +45,8 @@ class Pod:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     nameservers: tuple[IPAddress, ...] = ()
-    """Those that the object itself names (annotation, or dnsConfig under dnsPolicy None)."""
+    """Those that the object itself names: annotation, else dnsConfig; see `resolvers`."""
+    dns_policy: str = "ClusterFirst"
     plaintext_deadline_s: float | None = None
     """When to end connections that are older than capture; None: as the node says."""
 
@@ -133,6 +134,7 @@ def parse_pod(data: Mapping[str, object]) -> Pod:
         labels=_texts(metadata.get("labels"), "metadata.labels"),
         annotations=annotations,
         nameservers=_nameservers(spec, annotations),
+        dns_policy=_text(spec.get("dnsPolicy"), "spec.dnsPolicy") or "ClusterFirst",
         plaintext_deadline_s=_deadline(annotations),
     )
 
@@ -154,12 +156,25 @@ def _nameservers(spec: Mapping[str, object], annotations: Mapping[str, str]) -> 
     named = annotations.get(RESOLVERS_ANNOTATION)
     if named is not None:
         parts: list[object] = [part.strip() for part in named.split(",") if part.strip()]
-        return _addresses(parts, f"annotation {RESOLVERS_ANNOTATION}")[:MAX_RESOLVERS]
-    if spec.get("dnsPolicy") != "None":
-        return ()
+        return _addresses(parts, f"annotation {RESOLVERS_ANNOTATION}")
     config = _mapping(spec.get("dnsConfig"), "spec.dnsConfig")
     path = "spec.dnsConfig.nameservers"
-    return _addresses(_list(config.get("nameservers"), path), path)[:MAX_RESOLVERS]
+    return _addresses(_list(config.get("nameservers"), path), path)
+
+
+def resolvers(pod: Pod, cluster_dns: tuple[IPAddress, ...]) -> tuple[IPAddress, ...] | None:
+    """Return the nameservers that the kubelet writes into the pod's resolv.conf.
+
+    None: the object does not tell (dnsPolicy Default, or the cluster's DNS is not configured here);
+    the file of a process of the pod does.
+
+    Source: Kubernetes, DNS for services and pods.
+    """
+    if RESOLVERS_ANNOTATION in pod.annotations or pod.dns_policy == "None":
+        return pod.nameservers[:MAX_RESOLVERS]
+    if pod.dns_policy == "Default" or not cluster_dns:
+        return None
+    return tuple(dict.fromkeys((*cluster_dns, *pod.nameservers)))[:MAX_RESOLVERS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

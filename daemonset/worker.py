@@ -18,7 +18,7 @@ from daemonset.codes import Code
 from daemonset.connections import TcpSocket
 from daemonset.enroll import Enrollment, Step
 from daemonset.netns import Netns, Proof
-from daemonset.pods import NON_TCP_ANNOTATION, Pod
+from daemonset.pods import NON_TCP_ANNOTATION, RESOLVERS_ANNOTATION, Pod
 from daemonset.store import Remembered
 from mesh.model.address import IPAddress
 from mesh.runtime.clock import Clock
@@ -70,7 +70,8 @@ class Subject:
         # Once it runs, its processes show the resolv.conf that they have.
         running = pod.phase == "Running"
         non_tcp = pod.annotations.get(NON_TCP_ANNOTATION)
-        return self.addresses, pod.nameservers, non_tcp, self.cni_netns, running
+        resolvers = pod.annotations.get(RESOLVERS_ANNOTATION)
+        return self.addresses, pod.nameservers, resolvers, non_tcp, self.cni_netns, running
 
 
 class Steps(Protocol):

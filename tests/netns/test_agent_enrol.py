@@ -58,6 +58,7 @@ def test_a_running_pod_is_enrolled_by_label_and_released_with_the_same_process(b
     row = bed.wait_enrolled(web)
     assert row["point_to_point"] is True
     assert row["addresses"] == [web.ip, web.ip6]
+    assert row["resolvers"] == ["10.96.0.10"]
     assert web.process.pid == pid
     assert web.process.poll() is None
     enrollment = bed.enrollment(web)

@@ -117,17 +117,35 @@ def test_a_starting_pod_needs_no_address_yet() -> None:
     assert isinstance(decide(starting, starting=True), pods.Enroll)
 
 
-def test_resolvers_come_from_the_annotation_then_from_dns_config() -> None:
-    annotated = pod(
-        metadata__annotations={pods.RESOLVERS_ANNOTATION: "10.96.0.10, fd00::a"},
-        spec__dnsPolicy="None",
-        spec__dnsConfig={"nameservers": ["1.1.1.1"]},
-    )
-    assert annotated.nameservers == (ip_address("10.96.0.10"), ip_address("fd00::a"))
-    configured = pod(spec__dnsPolicy="None", spec__dnsConfig={"nameservers": ["1.1.1.1"]})
-    assert configured.nameservers == (ip_address("1.1.1.1"),)
-    # Under another policy dnsConfig only adds to what the kubelet writes, which the pod's file shows.
-    assert pod(spec__dnsConfig={"nameservers": ["1.1.1.1"]}).nameservers == ()
+CLUSTER = (ip_address("10.96.0.10"),)
+ONE = {"nameservers": ["1.1.1.1", "10.96.0.10", "1.0.0.1", "9.9.9.9"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cluster", "expected"),
+    [
+        ({}, CLUSTER, ["10.96.0.10"]),
+        ({}, (), None),
+        (
+            {"spec__dnsPolicy": "ClusterFirst", "spec__dnsConfig": ONE},
+            CLUSTER,
+            ["10.96.0.10", "1.1.1.1", "1.0.0.1"],
+        ),
+        ({"spec__dnsPolicy": "None", "spec__dnsConfig": ONE}, CLUSTER, ["1.1.1.1", "10.96.0.10", "1.0.0.1"]),
+        ({"spec__dnsPolicy": "Default", "spec__dnsConfig": ONE}, CLUSTER, None),
+        (
+            {"metadata__annotations": {pods.RESOLVERS_ANNOTATION: "fd00::a, 10.0.0.2"}},
+            (),
+            ["fd00::a", "10.0.0.2"],
+        ),
+        ({"metadata__annotations": {pods.RESOLVERS_ANNOTATION: ""}}, CLUSTER, []),
+    ],
+)
+def test_resolvers_are_what_the_kubelet_writes(
+    changes: dict[str, Any], cluster: tuple[Any, ...], expected: list[str] | None
+) -> None:
+    found = pods.resolvers(pod(**changes), cluster)
+    assert (found if found is None else [str(a) for a in found]) == expected
 
 
 def test_a_plaintext_deadline_is_read_in_seconds() -> None:
