@@ -87,7 +87,7 @@ class App:
         self.supervisor.want_certificate = self._want
         self.supervisor.identities_changed = self._identities_changed
         self.supervisor.recorder.add(BUILD, ("ztunnel", package_version()), 1)
-        await self.supervisor.start()
+        self.supervisor.start()
         if self.config.self_pod is not None:
             create_task(self.supervisor.serve_own(*self.config.self_pod), name="own pod", owner=self._tasks)
         create_task(self.xds.run(), name="xds", owner=self._tasks)

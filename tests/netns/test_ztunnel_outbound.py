@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 
 import pytest
@@ -374,3 +375,36 @@ async def test_several_ports_of_one_service() -> None:
         assert await m.ask("a", "10.96.0.10", 80)
         assert await m.ask("a", "10.96.0.10", 81)
         assert await m.ask("a", "10.96.0.10", 82) == b""
+
+
+@scenario
+async def test_no_descriptor_task_or_row_is_left_however_connections_end() -> None:
+    async with mesh("zto") as m:
+        await m.pod("a", "na")
+        await m.pod("b", "nb")
+        await m.serve("b", 8080)
+        m.service("none", "10.96.0.9", 80, 8080, [])
+        m.net("outside")
+        address = m.nets["b"].ipv4
+
+        async def each_kind() -> None:
+            assert await m.ask("a", address, 8080)  # well
+            assert await m.ask("a", address, 9) == b""  # refused by the application
+            assert await m.ask("a", "10.96.0.9", 80) == b""  # no endpoint
+            assert await m.ask("a", m.nets["outside"].ipv4, 9) == b""  # passthrough, refused
+            assert await m.ask("outside", address, 8080, captured=False)  # plaintext in
+            with contextlib.suppress(ConnectionResetError):
+                assert await m.ask("a", "127.0.0.1", 15001, captured=False) == b""  # uncaptured
+            _, writer = await m.connect("a", address, 8080)
+            writer.transport.abort()  # the client leaves while its tunnel is opened
+
+        def counts() -> tuple[int, int, int]:
+            rows = sum(len(plane.connections) for plane in m.planes.values())
+            return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), rows
+
+        await each_kind()
+        await eventually(lambda: counts()[2] == 0)
+        before = counts()
+        for _ in range(10):
+            await each_kind()
+        await eventually(lambda: counts() == before, what=f"{counts()} after, {before} before")

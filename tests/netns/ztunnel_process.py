@@ -312,9 +312,13 @@ class World:
         """Connect as a captured process of a pod."""
         sock = self.space(net).socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
-        async with asyncio.timeout(5):
-            await asyncio.get_running_loop().sock_connect(sock, (str(host), port))
-        return await asyncio.open_connection(sock=sock)
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.get_running_loop().sock_connect(sock, (str(host), port))
+            return await asyncio.open_connection(sock=sock)
+        except BaseException:
+            sock.close()
+            raise
 
     async def ask(self, net: PodNet, host: object, port: int, data: bytes = b"hello") -> bytes:
         """Send bytes and the end, return what comes back; b'' when it was refused."""
