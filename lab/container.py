@@ -178,12 +178,14 @@ def _pid1(spec: dict[str, Any]) -> NoReturn:
 
 def start(spec: dict[str, Any]) -> int:
     """Run the program to its end and return its exit code, which is also written to `exit_file`."""
+    # Its files lie below what is covered in its own view.
+    directory = os.open(os.path.dirname(spec["exit_file"]), os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _join_namespaces(spec)
         _mount_files(spec)
     except OSError as error:
         print(f"the container cannot be made: {error}", file=sys.stderr, flush=True)
-        _finish(spec, START_FAILED)
+        _finish(directory, spec, START_FAILED)
         return START_FAILED
     child = os.fork()
     if child == 0:
@@ -199,22 +201,24 @@ def start(spec: dict[str, Any]) -> int:
 
     for number in FORWARDED:
         signal.signal(number, forward)
-    _write(spec["pid_file"], str(child))
+    _write(directory, spec["pid_file"], str(child))
     _, status = os.waitpid(child, 0)
     code = _code(status)
-    _finish(spec, code)
+    _finish(directory, spec, code)
     return code
 
 
-def _write(path: str, text: str) -> None:
-    with open(f"{path}.new", "w") as file:
+def _write(directory: int, path: str, text: str) -> None:
+    name = os.path.basename(path)
+    descriptor = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=directory)
+    with os.fdopen(descriptor, "w") as file:
         file.write(text)
-    os.replace(f"{path}.new", path)
+    os.replace(f"{name}.new", name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def _finish(spec: dict[str, Any], code: int) -> None:
+def _finish(directory: int, spec: dict[str, Any], code: int) -> None:
     with contextlib.suppress(OSError):  # The pod's directory may be gone already.
-        _write(spec["exit_file"], str(code))
+        _write(directory, spec["exit_file"], str(code))
 
 
 def enter(spec: dict[str, Any]) -> int:
@@ -238,7 +242,7 @@ def enter(spec: dict[str, Any]) -> int:
 
 
 def main() -> int:
-    """Run `start FILE` or `enter FILE`; `enter - ` reads the specification from descriptor 3."""
+    """Run `start FILE` or `enter FILE`; the file holds the specification as JSON."""
     mode, path = sys.argv[1:3]
     with open(path) as file:
         spec: dict[str, Any] = json.load(file)

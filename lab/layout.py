@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Node:
     @property
     def gateway6(self) -> str:
         """Its IPv6 address towards its pods."""
-        return f"fd00:10:244:{self.index:x}::1"
+        return str(ip_address(f"fd00:10:244:{self.index:x}::1"))
 
     @property
     def pod_net(self) -> str:
@@ -88,7 +89,7 @@ class Node:
     @property
     def pod_net6(self) -> str:
         """IPv6 range of its pods."""
-        return f"fd00:10:244:{self.index:x}::/64"
+        return str(ip_network(f"fd00:10:244:{self.index:x}::/64"))
 
     @property
     def machine_link(self) -> str:
@@ -108,16 +109,18 @@ class Node:
     @property
     def machine_ip6(self) -> str:
         """The machine's IPv6 address on that link."""
-        return f"fd00:198:{self.slot:x}:{self.index:x}::1"
+        return str(ip_address(f"fd00:198:{self.slot:x}:{self.index:x}::1"))
 
     @property
     def uplink_ip6(self) -> str:
         """The node's IPv6 address on that link."""
-        return f"fd00:198:{self.slot:x}:{self.index:x}::2"
+        return str(ip_address(f"fd00:198:{self.slot:x}:{self.index:x}::2"))
 
     def pod_ips(self, number: int) -> tuple[str, str]:
         """Return the addresses of the pod of this number (2 to 251)."""
-        return f"10.244.{self.index}.{number}", f"fd00:10:244:{self.index:x}::{number:x}"
+        return f"10.244.{self.index}.{number}", str(
+            ip_address(f"fd00:10:244:{self.index:x}::{number:x}")
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,11 +67,10 @@ def _files(paths: Iterable[str], problems: list[str]) -> list[Path]:
     return found
 
 
-def check(objects: Iterable[RawObject], known: Iterable[RawObject] = ()) -> list[str]:
+def check(objects: Iterable[RawObject]) -> list[str]:
     """Return what is wrong with objects, each as FILE:LINE: reason; pure."""
     problems: list[str] = []
     seen: dict[object, RawObject] = {}
-    everything = {item.key: item for item in [*known, *objects]}
     for item in objects:
         where = f"{item.file}:{item.line}"
         if item.key in seen:
@@ -87,7 +86,6 @@ def check(objects: Iterable[RawObject], known: Iterable[RawObject] = ()) -> list
             ]
         if item.kind == "Deployment":
             problems += [f"{where}: {item.key}: {reason}" for reason in _deployment_problems(item)]
-    del everything
     return problems
 
 
