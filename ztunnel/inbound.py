@@ -233,7 +233,9 @@ class Session:
         status["code"] = 503
         upstream = await tcp_end(await dial_app(plane, self.pod, local, flow.source, target))
         if decision.proxied is not None:
-            upstream.write(format_proxy_v2(flow.source, Peer(*decision.proxied), str(identity)))
+            upstream.write(
+                format_proxy_v2(flow.source, Peer(*decision.proxied), str(identity), decision.host)
+            )
         tunnel.accept([(b"baggage", plane.baggage.get(local))])
         relay_pair(plane, row, tunnel, upstream)
 

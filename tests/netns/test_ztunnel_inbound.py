@@ -525,3 +525,31 @@ async def test_row_41_the_own_pod_is_reached_over_mtls_and_captures_nothing() ->
         assert "15008" in table
         for port in ("15001", "15006", "15053"):
             assert port not in table
+
+
+@scenario
+async def test_defect_5_each_cause_has_its_own_flag_at_the_source() -> None:
+    async with mesh("zti") as m:
+        await m.pod("a", "na")
+        await m.pod("b", "nb")
+        await m.serve("b", 8080)
+        m.service("none", "10.96.0.9", 80, 8080, [])
+        address = m.nets["b"].ipv4
+
+        async def flags(host: object, port: int) -> set[str]:
+            before = dict(m.values("na", CONNECTIONS_FAILED))
+            assert await m.ask("a", host, port) == b""
+            after = m.values("na", CONNECTIONS_FAILED)
+            index = TCP_LABELS.index("response_flags")
+            return {labels[index] for labels, value in after.items() if value != before.get(labels, 0)}
+
+        assert await flags(address, 9) == {"CONNECT"}
+        assert await flags("10.96.0.9", 80) == {"NO_HEALTHY_UPSTREAM"}
+        m.apply(policy("deny", Action.DENY, Match(destination_ports=(8080,))))
+        assert await flags(address, 8080) == {"DENY"}
+        told = m.workload("b", "nb", m.nets["b"], service_account="someone-else")
+        resource = Resource(resource_name(told), "2", encode_address(told))
+        m.planes["na"].apply(Update(type_url=ADDRESS_TYPE, upserted=(resource,)))
+        assert await flags(address, 8081) == {"IDENTITY_ERROR"}
+        await m.planes["nb"].remove_pod("pod-b")
+        assert await flags(address, 8082) == {"CONNECT"}

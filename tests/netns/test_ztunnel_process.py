@@ -245,7 +245,7 @@ async def test_row_40_a_lost_controller_changes_nothing_and_versions_are_echoed(
 
 
 @scenario
-async def test_a_broken_policy_is_rejected_by_name_and_closes(tmp_path: Path) -> None:
+async def test_defect_4_a_broken_policy_is_rejected_by_name_and_closes(tmp_path: Path) -> None:
     async with world("ztp", tmp_path) as w:
         _, nb, a, b = await pair(w)
         assert await w.ask(a, b.ipv4, 8080) == b"hello"

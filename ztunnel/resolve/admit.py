@@ -27,6 +27,8 @@ class Admitted:
     service: Service | None = None
     proxied: tuple[IPAddress, int] | None = None
     """Send a PROXY v2 header with the source and this, the asked-for destination, first."""
+    host: str = ""
+    """The name that was asked for, if it was one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,8 @@ def _to_application_tunnel(
                 )
             address = min(vips, key=lambda vip: vip.version)
         proxied = (address, port)
-    return _guard(local, Admitted(address=dialled, port=tunnel.port or port, proxied=proxied))
+    name = host if isinstance(host, str) else ""
+    return _guard(local, Admitted(address=dialled, port=tunnel.port or port, proxied=proxied, host=name))
 
 
 def _by_hostname(

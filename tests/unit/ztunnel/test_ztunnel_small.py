@@ -117,6 +117,12 @@ def test_row_19_the_proxy_header_is_version_2_with_the_identity(
     assert head[16 + size :] == b"\xd0" + struct.pack("!H", len(str(WEB))) + str(WEB).encode()
 
 
+def test_defect_6_a_service_asked_for_by_name_is_named_in_the_header() -> None:
+    head = format_proxy_v2(Peer(ip_address("::1"), 1), Peer(ip_address("::2"), 80), "id", "pay.shop.svc")
+    assert head.endswith(b"\xd0\x00\x02id\xd1\x00\x0cpay.shop.svc")
+    assert int.from_bytes(head[14:16], "big") == len(head) - 16
+
+
 def test_mixed_families_say_unspecified() -> None:
     head = format_proxy_v2(Peer(ip_address("10.0.0.1"), 1), Peer(ip_address("::2"), 80), "id")
     assert (head[13], head[14:16]) == (0, b"\x00\x05")

@@ -119,6 +119,7 @@ def test_an_application_tunnel_takes_everything_on_its_port_and_names_the_target
     found = admit(state, local, DIALLED, "pay.shop.svc.cluster.local:443", "shop")
     assert isinstance(found, Admitted)
     assert found.proxied == (ip_address("10.96.0.1"), 443)
+    assert found.host == "pay.shop.svc.cluster.local"
     assert refused(admit(state, local, DIALLED, "nobody:443", "shop")) == (503, Reason.UNKNOWN_DESTINATION)
     plain = workload(
         "wp", "10.0.0.2", application_tunnel=ApplicationTunnel(protocol=ApplicationProtocol.NONE, port=0)
