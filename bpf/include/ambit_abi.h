@@ -101,7 +101,7 @@ enum ambit_counter {
 	AMBIT_C_CAPTURED,            /* connect rewritten to a capture port */
 	AMBIT_C_NO_ADDRESS,          /* connect refused: the pod has no address of that family */
 	AMBIT_C_NO_STORAGE,          /* connect refused: no memory for the socket's record */
-	AMBIT_C_NO_CAPTURE_PORT,     /* connect refused: the bound source port is in use on every capture port */
+	AMBIT_C_NO_CAPTURE_PORT,     /* the bound source port is in use on every capture port: mostly EADDRNOTAVAIL */
 	AMBIT_C_FOREIGN_SOURCE,      /* no record: the source address is not the pod's */
 	AMBIT_C_RECORD_QUOTA,        /* no record: the pod has used up its quota */
 	AMBIT_C_RECORDED,            /* capture record published */

@@ -13,7 +13,6 @@
 #define AMBIT_ENOENT 2
 #define AMBIT_ECONNREFUSED 111
 #define AMBIT_ENETUNREACH 101
-#define AMBIT_EADDRNOTAVAIL 99
 
 /* clang joins two adjacent 4-byte stores to the context into one of 8, which the verifier refuses. */
 #define barrier() asm volatile("" ::: "memory")

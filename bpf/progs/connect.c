@@ -14,14 +14,14 @@ static __always_inline int refuse(u32 reason, int error)
 }
 
 /* A source port that the client has bound may be in use towards some capture ports: the 4-tuple differs from
- * another connection's in nothing else. Take the first free one from where the destination's hash points; a
- * tuple in TIME_WAIT only if there is no better, since the kernel may not reuse it yet. */
-static __always_inline u32 free_port(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct ambit_addr *self, int is4,
-				     u32 start)
+ * another connection's in nothing else. Take the first free one from where the destination's hash points.
+ * A tuple in TIME_WAIT counts as used, since the kernel may not reuse it yet. If none is free, the kernel is let
+ * decide on the first: it reuses one that has waited long enough, else the client gets EADDRNOTAVAIL. */
+static __always_inline u32 free_port(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct ambit_addr *self,
+				     int is4, u32 start)
 {
 	u32 bound = sk->src_port;
 	struct bpf_sock_tuple tuple;
-	u32 waiting = 0;
 
 	__builtin_memset(&tuple, 0, sizeof(tuple));
 	/* The tuple is that of an arriving segment: it comes from the capture side. */
@@ -61,12 +61,12 @@ static __always_inline u32 free_port(struct bpf_sock_addr *ctx, struct bpf_sock 
 			return port;
 		state = used->state;
 		bpf_sk_release(used);
+		/* Not that tuple, but a listener of the pod on the bound port. */
 		if (state == BPF_TCP_LISTEN)
 			return port;
-		if (state == BPF_TCP_TIME_WAIT && !waiting)
-			waiting = port;
 	}
-	return waiting;
+	count(AMBIT_C_NO_CAPTURE_PORT);
+	return AMBIT_CAPTURE_FIRST + (start & (AMBIT_CAPTURE_COUNT - 1));
 }
 
 /* A dial to the pod's application without a record would come back to ztunnel's inbound listener, and again:
@@ -141,8 +141,6 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, const struct ambit_
 			/* The kernel picks the source port: spread, so that a small range serves 64 times. */
 			*port = AMBIT_CAPTURE_FIRST + (bpf_get_prandom_u32() & (AMBIT_CAPTURE_COUNT - 1));
 		}
-		if (!*port)
-			return refuse(AMBIT_C_NO_CAPTURE_PORT, AMBIT_EADDRNOTAVAIL);
 		count(AMBIT_C_CAPTURED);
 	} else if (pod->flags & AMBIT_POD_DENY_NON_TCP) {
 		return refuse(AMBIT_C_NON_TCP_DENIED, AMBIT_ECONNREFUSED);

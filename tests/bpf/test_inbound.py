@@ -46,7 +46,7 @@ def test_capture_ports_are_closed_to_strangers(node: Node, pod: Pod, ztunnel: Wo
     with node.counting() as grown:
         assert peer.call("attempt", pod.ipv4, 15100) == "ECONNREFUSED"
         assert peer.call("attempt", pod.ipv6, 15163) == "ECONNREFUSED"
-    assert grown.keys() == {"no_record"}, "only that reason"
+    assert grown.keys() == {"no_record"}, "for that reason alone"
 
 
 @pytest.mark.parametrize("port", [8080, 15006, 15008])

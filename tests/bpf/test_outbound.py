@@ -165,7 +165,7 @@ def test_400_connections_through_a_port_range_of_100_to_4_destinations(
         ("::", "AF_INET6"),
     ],
 )
-def test_one_bound_source_port_reaches_64_destinations_and_then_is_refused_by_name(
+def test_one_bound_source_port_reaches_64_destinations_and_the_next_is_refused(
     node: Node, bind: str, family: str
 ) -> None:
     """Bound to the first address of the pod, to another of its own, or to none."""
@@ -190,6 +190,20 @@ def test_one_bound_source_port_reaches_64_destinations_and_then_is_refused_by_na
         )
     assert got == ["ok"] * 64 + ["EADDRNOTAVAIL"]
     assert grown["no_capture_port"] == 1
+
+
+def test_bound_source_port_can_be_used_again_and_again_for_one_destination(
+    pod: Pod, ztunnel: Worker, app: Worker
+) -> None:
+    """Each earlier connection is in TIME_WAIT on the client's side: else the second would fail."""
+    got = app.run(
+        "result = []\n"
+        "for _ in range(60):\n"
+        "    s = socket.socket(); s.settimeout(5); s.setsockopt(1, socket.SO_REUSEADDR, 1)\n"
+        f"    s.bind(({pod.ipv4!r}, 40600)); s.connect(('192.0.2.7', 80)); s.close()\n"
+        "    result.append('ok')\n"
+    )
+    assert got == ["ok"] * 60
 
 
 def test_loopback_and_own_addresses_are_not_captured(pod: Pod, ztunnel: Worker, app: Worker) -> None:
