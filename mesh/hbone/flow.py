@@ -81,13 +81,13 @@ class Bucket:
         self._tokens = float(burst)
         self._filled_s = now()
 
-    def spend(self) -> bool:
-        """Take one token; False when there is none."""
-        if self._tokens < 1.0:
+    def spend(self, cost: float = 1.0) -> bool:
+        """Take `cost` tokens; False when there are not as many."""
+        if self._tokens < cost:
             now = self._now()
             self._tokens = min(self._tokens + (now - self._filled_s) * self._per_s, self._burst)
             self._filled_s = now
-            if self._tokens < 1.0:
+            if self._tokens < cost:
                 return False
-        self._tokens -= 1.0
+        self._tokens -= cost
         return True

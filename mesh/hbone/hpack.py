@@ -89,6 +89,10 @@ class HpackError(ValueError):
     """The header block cannot be decoded; the connection's state is lost (peer's fault)."""
 
 
+class HpackFloodError(HpackError):
+    """The header list is so long that decoding it is given up."""
+
+
 class HpackDecoder:
     """Decodes the header blocks of one direction of one connection, in order."""
 
@@ -109,13 +113,15 @@ class HpackDecoder:
         """Decode one whole header block.
 
         The block is decoded to its end even when the list is too long, as later blocks
-        depend on the table; what exceeds the bound is not kept.
+        depend on the table; what exceeds the bound is not kept. At twice the bound it is
+        given up: one byte can stand for a header, so that a block could cost much time.
 
         Returns:
             The headers in order, or None when they exceed `max_list_bytes`.
 
         Raises:
             HpackError: an invalid index, integer, string or table size.
+            HpackFloodError: more than twice `max_list_bytes`.
         """
         headers: list[Header] = []
         total, at, end = 0, 0, len(block)
@@ -145,6 +151,8 @@ class HpackDecoder:
             total += len(header[0]) + len(header[1]) + ENTRY_OVERHEAD
             if total <= max_list_bytes:
                 headers.append(header)
+            elif total > 2 * max_list_bytes:
+                raise HpackFloodError(f"header list of more than twice {max_list_bytes} bytes")
         return headers if total <= max_list_bytes else None
 
     def _get(self, index: int) -> Header:

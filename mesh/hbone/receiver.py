@@ -15,7 +15,7 @@ from mesh.hbone import frames
 from mesh.hbone.flow import Bucket, GrowthBudget, ReceiveWindow
 from mesh.hbone.frames import ConnectionFailedError, ErrorCode, StreamFailedError
 from mesh.hbone.headers import check_request, check_response, check_trailers
-from mesh.hbone.hpack import Header, HpackDecoder, HpackError
+from mesh.hbone.hpack import Header, HpackDecoder, HpackError, HpackFloodError
 from mesh.hbone.limits import MAX_WINDOW, Limits
 from mesh.hbone.stream import ConnectionEvents, Role, Stream
 from mesh.telemetry.reasons import Reason
@@ -361,6 +361,8 @@ class Receiver(ABC):
     def _take_block(self, block: bytes) -> None:
         try:
             headers = self._hpack.decode(block, self.limits.max_header_list_bytes)
+        except HpackFloodError as error:
+            raise self._calm(str(error)) from error
         except HpackError as error:
             raise ConnectionFailedError(ErrorCode.COMPRESSION_ERROR, str(error)) from error
         stream_id, end = self._block_stream, self._block_end
@@ -490,6 +492,7 @@ class Receiver(ABC):
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id, "WINDOW_UPDATE")
+            self._spend("WINDOW_UPDATE frames on closed streams")
             return
         stream.send_window += increment
         if not increment or stream.send_window > MAX_WINDOW:
@@ -564,6 +567,8 @@ class Receiver(ABC):
     def _change_initial_window(self, value: int) -> None:
         if value > MAX_WINDOW:
             raise ConnectionFailedError(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
+        # The change touches every tunnel, and one frame may hold thousands of them.
+        self._spend("changes of the initial window", 1 + len(self.streams) / 10)
         change = value - self._peer_initial_window
         self._peer_initial_window = value
         for stream in list(self.streams.values()):
@@ -577,8 +582,8 @@ class Receiver(ABC):
 
     # --- Floods
 
-    def _spend(self, what: str) -> None:
-        if not self._control.spend():
+    def _spend(self, what: str, cost: float = 1.0) -> None:
+        if not self._control.spend(cost):
             raise self._calm(f"too many {what}")
 
     def _spend_reset(self, what: str) -> None:

@@ -10,7 +10,7 @@ import h2.connection
 import h2.events
 import h2.settings
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -357,8 +357,10 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(deadline=None)
 
 
+@settings(deadline=None)
 @given(cuts=st.lists(st.integers(1, 4000), min_size=1, max_size=30), size=st.integers(1, 200_000))
 def test_any_cut_of_the_wire_gives_the_same_events(cuts: list[int], size: int) -> None:
     client, server = pair()
@@ -379,6 +381,7 @@ def test_any_cut_of_the_wire_gives_the_same_events(cuts: list[int], size: int) -
     assert client.log == ["settings", "ping ack"]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_never_raise_anything_else(noise: bytes) -> None:
     for role in Role:
@@ -393,6 +396,7 @@ def test_arbitrary_bytes_never_raise_anything_else(noise: bytes) -> None:
             assert peer.side.codec.closing
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 10), st.integers(0, 255), st.integers(0, 5), st.binary(max_size=30)),

@@ -205,6 +205,19 @@ async def test_writes_of_one_turn_leave_in_one_write(joined: Joined) -> None:
     assert joined.a.writes == before + 1
 
 
+@virtual
+async def test_bulk_leaves_in_slices(joined: Joined) -> None:
+    wide = Joined(Limits(), Limits())
+    await wide.pump()
+    client, _, _, far = await wide.tunnel()
+    before = wide.a.writes
+    client.write(bytes(200_000))
+    await turns()
+    assert wide.a.writes == before + 4, "three of 64 KiB and the rest"
+    await wide.pump()
+    assert len(far.data) == 200_000
+
+
 @pytest.mark.parametrize(
     ("reason", "seen"),
     [
@@ -456,14 +469,26 @@ async def test_draining_an_idle_connection_closes_it(joined: Joined) -> None:
     assert (Role.CLIENT, Reason.IDLE_TIMEOUT) in joined.closed
 
 
+@virtual
+async def test_a_draining_idle_server_closes_after_the_peers_answer(joined: Joined) -> None:
+    joined.server.drain()
+    await turns()
+    assert not joined.b.closing, "tunnels may be on their way"
+    for transport, other in ((joined.b, joined.client), (joined.a, joined.server)):
+        other.data_received(transport.take())
+        await turns()
+    assert joined.b.closing
+
+
 # --- Time
 
 
 @virtual
 async def test_a_silent_peer_is_asked_and_then_dropped(joined: Joined) -> None:
     _, near, *_ = await joined.tunnel()
-    joined.client._heard = False
     await asyncio.sleep(LIMITS.keepalive_interval_s + 0.1)
+    assert joined.a.take() == b"", "it was heard in the first interval"
+    await asyncio.sleep(LIMITS.keepalive_interval_s)
     assert split(joined.a.take())[-1][0] == frames.PING
     await asyncio.sleep(LIMITS.keepalive_timeout_s - 0.2)
     assert joined.closed == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.hbone.flow import Bucket, GrowthBudget, ReceiveWindow
@@ -40,6 +40,7 @@ def test_a_window_that_is_drained_grows_to_its_maximum_within_the_budget() -> No
     assert budget.left == 250, "given back once"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["take", "pause", "resume"]), st.integers(1, 90)), max_size=60))
 def test_what_is_granted_never_exceeds_size(steps: list[tuple[str, int]]) -> None:
     budget = GrowthBudget(500)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.hbone.huffman import HuffmanError, decode
@@ -12,6 +12,7 @@ from mesh.hbone.huffman import HuffmanError, decode
 reference = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_decodes_what_the_reference_encodes(data: bytes) -> None:
     assert decode(reference.encode(data)) == data

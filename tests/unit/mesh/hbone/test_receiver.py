@@ -115,6 +115,14 @@ def test_errors_of_the_connection(name: str) -> None:
     assert peer.fails(encoded).code is code
 
 
+def test_data_of_an_open_tunnel_inside_a_header_block() -> None:
+    peer = RawPeer(Role.SERVER)
+    peer.connect(1)
+    error = peer.fails(frames.frame(frames.HEADERS, 0, 3, b"\x82"), data(1, b"x"))
+    assert "inside a header block" in error.detail
+    assert peer.side.recorders[1].data == b""
+
+
 def test_a_client_accepts_no_stream_of_its_server() -> None:
     peer = RawPeer(Role.CLIENT)
     peer.side.open()
@@ -324,6 +332,7 @@ FLOODS = {
     "unknown frames": lambda n: frames.frame(0xFA, 0, 0),
     "small window updates": lambda n: frames.window_update(0, 1),
     "resets of closed streams": lambda n: frames.rst_stream(3, ErrorCode.CANCEL),
+    "window updates on closed streams": lambda n: frames.window_update(3, 100_000),
     "data on closed streams": lambda n: data(3, b"x"),
     "goaway": lambda n: frames.goaway(0, ErrorCode.NO_ERROR),
 }
@@ -339,6 +348,21 @@ def test_control_floods_end_the_connection_at_the_limit(name: str) -> None:
     for n in range(TINY.control_burst - 2):
         peer.send(FLOODS[name](n))
     assert peer.fails(FLOODS[name](99)).reason is Reason.H2_FLOOD
+
+
+def test_window_changes_in_one_frame_cost_as_much_as_they_touch() -> None:
+    changes = frames.frame(SETTINGS, 0, 0, b"".join(b"\x00\x04" + n.to_bytes(4, "big") for n in range(8)))
+    RawPeer(Role.SERVER, TINY).send(changes)
+    loaded = RawPeer(Role.SERVER, TINY)
+    for stream_id in (1, 3):
+        loaded.connect(stream_id)
+    assert loaded.fails(changes).reason is Reason.H2_FLOOD
+
+
+def test_a_header_bomb_ends_the_connection() -> None:
+    peer = RawPeer(Role.SERVER, replace(Limits(), max_header_list_bytes=2000))
+    bomb = encode(CONNECT) + b"\x82" * 1000
+    assert peer.fails(frames.frame(frames.HEADERS, 4, 1, bomb)).reason is Reason.H2_FLOOD
 
 
 def test_the_same_frames_pass_at_the_allowed_rate() -> None:
@@ -372,7 +396,7 @@ MADE_YOU_RESET = {
     "not connect": lambda s: request(
         s, [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"a")]
     ),
-    "long header list": lambda s: request(s, [*CONNECT, (b"x", b"v" * 4000)]),
+    "long header list": lambda s: request(s, [*CONNECT, (b"x", b"v" * 3000)]),
 }
 
 

@@ -92,6 +92,15 @@ async def test_held_bytes_that_fill_the_peer_keep_the_socket_paused() -> None:
     assert pair.a.reading
 
 
+@virtual
+async def test_a_socket_that_was_full_before_the_start_and_is_not_any_more() -> None:
+    pair = Pair()
+    pair.right.pause_writing()
+    pair.right.resume_writing()
+    pair.join()
+    assert pair.a.reading
+
+
 @pytest.mark.parametrize("first", ["left", "right"])
 def test_half_close_in_both_orders(first: str) -> None:
     async def test() -> None:
