@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from ipaddress import ip_address
@@ -162,3 +163,24 @@ def test_a_thousand_clients_that_connect_send_and_close_all_arrive(bed: Bed) -> 
 
 def _listening(pod: Pod) -> str:
     return inside(pod.netns, lambda: Path("/proc/thread-self/net/tcp").read_text())
+
+
+def test_a_killed_worker_costs_its_connections_and_nothing_else(bed: Bed) -> None:
+    async def scenario(world: World) -> None:
+        web, client = await world.pod("web"), await world.pod("client")
+        expected = f"app web from {client.ip}"
+        assert await world.call(client, web.ip) == expected
+        assert bed.ztunnel is not None
+        children = Path(f"/proc/{bed.ztunnel.pid}/task/{bed.ztunnel.pid}/children").read_text().split()
+        workers = [
+            int(pid) for pid in children if b"ztunnel.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        # The other worker's listeners take everything, from the next connection on.
+        answers = [await world.call(client, web.ip) for _ in range(20)]
+        assert answers.count(expected) >= 19, answers  # One may meet the socket that is just closing.
+        await world.until(lambda: bed.log("ztunnel.log").count("is up") == 3)
+        assert {await world.call(client, web.ip) for _ in range(10)} == {expected}
+
+    run(bed, scenario)
