@@ -27,7 +27,9 @@ def build_parser() -> Parser:
     """Return the parser of the whole command."""
     from cli import lab
 
-    parser = Parser(prog="ambit", description="An ambient service mesh: no sidecars, no iptables, no restarts.")
+    parser = Parser(
+        prog="ambit", description="An ambient service mesh: no sidecars, no iptables, no restarts."
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     lab.add_verbs(verbs.add_parser("lab", help="a mesh on this machine, from Kubernetes YAML"))
     explain = verbs.add_parser("explain", help="what a message code means and what to do")

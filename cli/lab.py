@@ -26,7 +26,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         return added
 
     up = verb("up", "start nodes, the mesh and the pods of Kubernetes YAML, and wait until they serve")
-    up.add_argument("-f", dest="files", action="append", default=[], metavar="FILE|DIR", help="YAML; repeatable")
+    up.add_argument(
+        "-f", dest="files", action="append", default=[], metavar="FILE|DIR", help="YAML; repeatable"
+    )
     up.add_argument("--nodes", type=int, default=1, metavar="N")
     up.add_argument("--no-mesh", action="store_true", help="without controller, agents and ztunnels")
     up.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS")
@@ -47,14 +49,18 @@ def _add_reading(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     get.add_argument("-o", "--output", choices=FORMATS, default="table")
     status = verb("status", "show what runs and what is missing")
     status.add_argument("-o", "--output", choices=FORMATS, default="table")
-    logs = verb("logs", "show the log of a pod (NS/POD) or of a part (controller, agent, ztunnel, kubelet, manager)")
+    logs = verb(
+        "logs", "show the log of a pod (NS/POD) or of a part (controller, agent, ztunnel, kubelet, manager)"
+    )
     logs.add_argument("target", metavar="NS/POD|PART[@NODE]")
     logs.add_argument("-c", "--container")
     logs.add_argument("--tail", type=int, default=-1, metavar="LINES", help="only the last lines")
     logs.add_argument("-f", "--follow", action="store_true")
     wait = verb("wait", "wait for pods (all, or NS/POD), or a Deployment's, to be as asked")
     wait.add_argument("target", metavar="NS/POD", nargs="?")
-    wait.add_argument("--for", dest="condition", choices=("ready", "enrolled", "unenrolled", "deleted"), default="ready")
+    wait.add_argument(
+        "--for", dest="condition", choices=("ready", "enrolled", "unenrolled", "deleted"), default="ready"
+    )
     wait.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS")
 
 
@@ -70,7 +76,9 @@ def _add_changing(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     scale = verb("scale", "set the number of a Deployment's pods")
     scale.add_argument("object", metavar="NS/DEPLOYMENT")
     scale.add_argument("--replicas", type=int, required=True)
-    restart = verb("restart", "restart a pod (pod NS/POD) or a part (controller | agent|ztunnel|kubelet [NODE])")
+    restart = verb(
+        "restart", "restart a pod (pod NS/POD) or a part (controller | agent|ztunnel|kubelet [NODE])"
+    )
     restart.add_argument("part", choices=("pod", "controller", "agent", "ztunnel", "kubelet"))
     restart.add_argument("object", metavar="NS/POD|NODE", nargs="?")
     restart.add_argument("--force", action="store_true", help="SIGKILL instead of SIGTERM")

@@ -97,10 +97,15 @@ def status(options: argparse.Namespace) -> int:
             "pods": [dict(item.data) for item in found.of("Pod")],
             "missing": [str(item) for item in lacking],
         }
-        print(json.dumps(data, indent=2, default=str) if options.output == "json" else manifests.dump(data).rstrip())
+        print(
+            json.dumps(data, indent=2, default=str)
+            if options.output == "json"
+            else manifests.dump(data).rstrip()
+        )
         return 1 if lacking else 0
     states = [
-        (str(r["name"]), "runs" if r["running"] else "down", str(r["pid"] or "-"), str(r["restarts"])) for r in rows
+        (str(r["name"]), "runs" if r["running"] else "down", str(r["pid"] or "-"), str(r["restarts"]))
+        for r in rows
     ]
     print(view.table(("PROCESS", "STATE", "PID", "RESTARTS"), states))
     pods = found.of("Pod")
@@ -162,7 +167,9 @@ def _part_logs(layout: Layout, part: str, node: str) -> list[Path]:
     if part in ("manager", "controller"):
         return [layout.state / f"{part}.log"]
     if node and node not in layout.node_names:
-        raise LabError(Code.NOT_FOUND, f"there is no node {node}", remedy=f"nodes are {', '.join(layout.node_names)}")
+        raise LabError(
+            Code.NOT_FOUND, f"there is no node {node}", remedy=f"nodes are {', '.join(layout.node_names)}"
+        )
     return [layout.node_dir(name) / f"{part}.log" for name in ([node] if node else layout.node_names)]
 
 
@@ -187,7 +194,10 @@ def wait(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + options.timeout
     while why := _not_yet(layout, options.target, options.condition):
         if time.monotonic() > deadline:
-            raise LabError(Code.NOT_READY, f"{options.target} is not {options.condition} after {options.timeout:g} s: {why}")
+            raise LabError(
+                Code.NOT_READY,
+                f"{options.target} is not {options.condition} after {options.timeout:g} s: {why}",
+            )
         time.sleep(POLL_S)
     return 0
 
@@ -280,9 +290,17 @@ def restart(options: argparse.Namespace) -> int:
         print(f"pod {options.object} restarts")
         return 0
     wanted = options.part if options.part == "controller" else f"{options.part}@{options.object or ''}"
-    chosen = [p for p in daemons.programs(layout) if p.name == wanted or (not options.object and p.name.startswith(wanted))]
+    chosen = [
+        p
+        for p in daemons.programs(layout)
+        if p.name == wanted or (not options.object and p.name.startswith(wanted))
+    ]
     if not chosen:
-        raise LabError(Code.NOT_FOUND, f"the lab has no {wanted.rstrip('@')}", remedy="`ambit lab status` lists its parts")
+        raise LabError(
+            Code.NOT_FOUND,
+            f"the lab has no {wanted.rstrip('@')}",
+            remedy="`ambit lab status` lists its parts",
+        )
     for program in chosen:
         if not daemons.restart(program, force=options.force):
             raise LabError(Code.NOT_RUNNING, f"{program.name} does not run", remedy=f"see {program.log}")

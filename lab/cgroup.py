@@ -85,9 +85,7 @@ def _rmdir(path: Path) -> None:
         except OSError as error:
             # A process that was just killed is gone from cgroup.procs before it is gone.
             if time.monotonic() > deadline:
-                raise LabError(
-                    Code.LEFTOVERS, f"{path} cannot be removed: {error.strerror}"
-                ) from error
+                raise LabError(Code.LEFTOVERS, f"{path} cannot be removed: {error.strerror}") from error
             time.sleep(0.02)
         else:
             return

@@ -26,6 +26,7 @@ BACKOFF_MAX_S = 10.0
 STABLE_S = 10.0
 """A program that ran this long is started again at once."""
 STOP_GRACE_S = 8.0
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class Program:
     log: Path
     record: Path
     cgroup: Path
+    after: tuple[Path, ...] = ()
+    """Files of others that it needs; it is started when they exist, so that it meets no closed door."""
 
 
 def programs(layout: Layout) -> list[Program]:
@@ -52,7 +55,11 @@ def programs(layout: Layout) -> list[Program]:
 
 
 def _base_env() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LOG_LEVEL", "LOG_FORMAT")}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k in ("PATH", "HOME", "LANG", "LC_ALL", "LOG_LEVEL", "LOG_FORMAT")
+    }
     return kept | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
@@ -140,6 +147,7 @@ def _ztunnel(layout: Layout, node: Node) -> Program:
         log=directory / "ztunnel.log",
         record=directory / "ztunnel.pid",
         cgroup=layout.kubepods(node.name) / "ztunnel",
+        after=(Path(root), directory / "zds.sock"),
     )
 
 
@@ -158,7 +166,10 @@ class Supervisor:
         while True:
             began = time.monotonic()
             try:
-                self.process = Process.find(self.program.record) or self._spawn()
+                self.process = Process.find(self.program.record)
+                if self.process is None:
+                    await self._wait_for_files()
+                    self.process = self._spawn()
                 code = await self.process.wait()
                 self.last = "it ended" if code is None else f"it ended with code {code}"
             except OSError as error:
@@ -170,6 +181,13 @@ class Supervisor:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, BACKOFF_MAX_S)
             self.restarts += 1
+
+    async def _wait_for_files(self) -> None:
+        before = self.last
+        while lacking := [str(path) for path in self.program.after if not path.exists()]:
+            self.last = f"it waits for {' and '.join(lacking)}"
+            await asyncio.sleep(POLL_S)
+        self.last = before
 
     def _spawn(self) -> Process:
         program = self.program

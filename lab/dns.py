@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster's resolver, one per node: answers of the cluster's names, as a pure function and a UDP/TCP server.
+"""The cluster's resolver, one per node: answers as a pure function, and a UDP and TCP server.
 
 Names outside the cluster's domain are refused: a lab has no way out.
 """
@@ -10,6 +10,7 @@ import asyncio
 import random
 import struct
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from dnslib import AAAA, CNAME, QTYPE, RCODE, RR, SRV, A, DNSError, DNSRecord
 
@@ -134,8 +135,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if (reply := self._reply(data)) is not None and self._transport is not None:

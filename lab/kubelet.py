@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m lab.kubelet STATE NODE`, in the node's network namespace: its pods, kernel services and resolver."""
+"""`python -m lab.kubelet STATE NODE`, in the node's namespace: its pods, kernel services and resolver."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Kubelet:
             await self._tasks.close()
 
     async def _watch(self) -> None:
-        source = DirectorySource([self._layout.objects, self._layout.generated, self._layout.status, self._assigned])
+        source = DirectorySource(
+            [self._layout.objects, self._layout.generated, self._layout.status, self._assigned]
+        )
         async for snapshot in source.watch():
             for rejection in snapshot.rejections:
                 _log.warning("%s", rejection)
@@ -93,7 +95,9 @@ class Kubelet:
             data = wanted.get(key)
             if data is None or data["metadata"]["uid"] != runner.uid:
                 del self._pods[key]
-                self._stopping[key] = create_task(self._stop(key, runner), name=f"stop {key}", owner=self._tasks)
+                self._stopping[key] = create_task(
+                    self._stop(key, runner), name=f"stop {key}", owner=self._tasks
+                )
             else:
                 runner.update(data)
         for key, data in wanted.items():
@@ -112,7 +116,9 @@ class Kubelet:
             known = key in wanted or key in self._pods or key in self._stopping
             if ours and not known and Path(item.file).is_relative_to(self._layout.status):
                 runner = PodRunner(item.data, self._layout, self._node, self._lookup_in(key[0]), self._token)
-                self._stopping[key] = create_task(self._stop(key, runner), name=f"stop {key}", owner=self._tasks)
+                self._stopping[key] = create_task(
+                    self._stop(key, runner), name=f"stop {key}", owner=self._tasks
+                )
 
     async def _stop(self, key: Key, runner: PodRunner) -> None:
         try:

@@ -118,9 +118,7 @@ class Node:
 
     def pod_ips(self, number: int) -> tuple[str, str]:
         """Return the addresses of the pod of this number (2 to 251)."""
-        return f"10.244.{self.index}.{number}", str(
-            ip_address(f"fd00:10:244:{self.index:x}::{number:x}")
-        )
+        return f"10.244.{self.index}.{number}", str(ip_address(f"fd00:10:244:{self.index:x}::{number:x}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lab's beginning and end: everything made in order with its progress told, everything removed and proven gone."""
+"""A lab's beginning and end: all made in order with its progress told, all removed and proven gone."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _check_ports(layout: Layout) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 # All addresses of the port: the lab's own do not exist yet, other labs' do.
-                probe.bind(("198.18.255.254" if host == "0.0.0.0" else host, port))  # noqa: S104
+                probe.bind(("198.18.255.254" if host == "0.0.0.0" else host, port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise LabError(Code.PORT_IN_USE, f"port {port} of {host} is in use") from error
@@ -142,7 +142,11 @@ def start_manager(layout: Layout) -> None:
     record = layout.state / "manager.pid"
     if Process.find(record) is not None:
         return
-    env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "LOG_LEVEL", "LOG_FORMAT")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k in ("PATH", "HOME", "LANG", "LC_ALL", "LOG_LEVEL", "LOG_FORMAT")
+    }
     Process.spawn(
         [sys.executable, "-m", "lab.manager", str(layout.state)],
         record=record,
@@ -167,7 +171,9 @@ def down(*, name: str, state: Path, say: Say) -> bool:
         layout = load_layout(state)
     except LabError:
         layout = Layout(name=name, state=state, cgroup_mount=mount)
-    present = (state / "lab.json").exists() or layout.cgroup.exists() or bool(network.namespaces(f"ambit-{name}-"))
+    present = (
+        (state / "lab.json").exists() or layout.cgroup.exists() or bool(network.namespaces(f"ambit-{name}-"))
+    )
     with contextlib.suppress(FileNotFoundError):
         present = present or any((Path("/sys/fs/bpf/ambit") / name).iterdir())
     if not present:

@@ -153,7 +153,10 @@ def _volumes(spec: Mapping[str, Any], problems: list[Problem]) -> set[str]:
         if not VOLUME_TYPES & volume.keys():
             kinds = ", ".join(sorted(volume.keys() - {"name"})) or "none"
             problems.append(
-                (path, f"volume {volume['name']} is of a kind ({kinds}) that a lab does not have; use emptyDir")
+                (
+                    path,
+                    f"volume {volume['name']} is of a kind ({kinds}) that a lab does not have; use emptyDir",
+                )
             )
     return names
 
@@ -171,7 +174,9 @@ def _container_problems(container: Mapping[str, Any], volumes: set[str]) -> list
         )
     for index, mount in enumerate(container.get("volumeMounts") or ()):
         if not isinstance(mount, Mapping) or mount.get("name") not in volumes:
-            problems.append((("volumeMounts", index), f"container {name} mounts a volume that the pod has not"))
+            problems.append(
+                (("volumeMounts", index), f"container {name} mounts a volume that the pod has not")
+            )
         elif not str(mount.get("mountPath", "")).startswith("/"):
             problems.append((("volumeMounts", index), f"container {name}: mountPath is not absolute"))
     context = container.get("securityContext")

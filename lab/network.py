@@ -155,9 +155,7 @@ def make_pod(node: Node, netns: str, veth: str, ips: tuple[str, str]) -> None:
     on_node, in_pod = pod_commands(node, netns, veth, ips)
     shell.ip_batch(on_node, netns=node.netns)
     shell.ip_batch(in_pod, netns=netns)
-    shell.ip_batch(
-        [f"route add {ips[1]}/128 via fe80::2 dev {veth} src {node.gateway6}"], netns=node.netns
-    )
+    shell.ip_batch([f"route add {ips[1]}/128 via fe80::2 dev {veth} src {node.gateway6}"], netns=node.netns)
 
 
 def remove_pod(node: Node, netns: str, veth: str) -> None:

@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import signal
-
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -286,7 +285,10 @@ class PodRunner:
 
     def _start_probes(self, container: Container, owner: TaskOwner) -> None:
         try:
-            found = {n: probes.parse_probe(container.spec, f"{n}Probe") for n in ("readiness", "liveness", "startup")}
+            found = {
+                n: probes.parse_probe(container.spec, f"{n}Probe")
+                for n in ("readiness", "liveness", "startup")
+            }
         except ValueError as error:
             container.message = str(error)
             return
@@ -428,5 +430,3 @@ class PodRunner:
             write_file(path, dump(self.object()))
         except OSError:
             _log.exception("the status of pod %s/%s cannot be written to %s", *self.key, path)
-
-

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MAX_ANSWER_BYTES = 10240
@@ -40,29 +40,27 @@ def parse_probe(container: Mapping[str, Any], name: str) -> Probe | None:
     value = container.get(name)
     if not isinstance(value, Mapping):
         return None
-    times = {
-        "initial_delay_s": float(value.get("initialDelaySeconds", 0)),
-        "period_s": float(value.get("periodSeconds", 10)),
-        "timeout_s": float(value.get("timeoutSeconds", 1)),
-    }
-    counts = {
-        "success_threshold": int(value.get("successThreshold", 1)),
-        "failure_threshold": int(value.get("failureThreshold", 3)),
-    }
+    shared = Probe(
+        kind="",
+        initial_delay_s=float(value.get("initialDelaySeconds", 0)),
+        period_s=float(value.get("periodSeconds", 10)),
+        timeout_s=float(value.get("timeoutSeconds", 1)),
+        success_threshold=int(value.get("successThreshold", 1)),
+        failure_threshold=int(value.get("failureThreshold", 3)),
+    )
     if http := value.get("httpGet"):
-        return Probe(
+        return replace(
+            shared,
             kind="http",
             port=_port(container, http.get("port")),
             path=str(http.get("path", "/")),
             host=str(http.get("host", "")),
             headers=tuple((str(h["name"]), str(h["value"])) for h in http.get("httpHeaders") or ()),
-            **times,
-            **counts,
         )
     if tcp := value.get("tcpSocket"):
-        return Probe(kind="tcp", port=_port(container, tcp.get("port")), **times, **counts)
+        return replace(shared, kind="tcp", port=_port(container, tcp.get("port")))
     if command := value.get("exec"):
-        return Probe(kind="exec", command=tuple(command.get("command") or ()), **times, **counts)
+        return replace(shared, kind="exec", command=tuple(command.get("command") or ()))
     raise ValueError(f"{name} has none of httpGet, tcpSocket, exec")
 
 

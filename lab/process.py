@@ -96,11 +96,11 @@ class Process:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return self._code()
-        ended = loop.create_future()
-        loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+        ended = asyncio.Event()
+        loop.add_reader(descriptor, ended.set)
         try:
             if self.alive:
-                await ended
+                await ended.wait()
         finally:
             loop.remove_reader(descriptor)
             os.close(descriptor)

@@ -28,10 +28,12 @@ def cluster_ips(service: Mapping[str, Any]) -> tuple[str, ...]:
 
 def is_headless(service: Mapping[str, Any]) -> bool:
     """Whether a Service's name stands for its endpoints' own addresses."""
-    return str((service.get("spec") or {}).get("clusterIP")) == HEADLESS
+    return bool((service.get("spec") or {}).get("clusterIP") == HEADLESS)
 
 
-def allocate(services: Iterable[RawObject], known: Mapping[tuple[str, str], Sequence[str]]) -> list[dict[str, Any]]:
+def allocate(
+    services: Iterable[RawObject], known: Mapping[tuple[str, str], Sequence[str]]
+) -> list[dict[str, Any]]:
     """Return Services with their addresses: the ones named, those they had, or free ones."""
     services = list(services)
     taken = {DNS_IP, DNS_IP6}
@@ -52,7 +54,8 @@ def _with_addresses(item: RawObject, known: Sequence[str], free: Iterable[int]) 
         if not addresses:
             number = next(iter(free))
             both = [_vip4(number), _vip6(number)]
-            addresses = {"IPv4": both[:1], "IPv6": both[1:]}.get(_single_family(spec), both)
+            only = _single_family(spec)
+            addresses = [a for a in both if not only or (":" in a) == (only == "IPv6")]
         spec["clusterIPs"] = addresses
     spec.setdefault("clusterIPs", list(cluster_ips(data)))
     spec["clusterIP"] = spec["clusterIPs"][0]
@@ -62,10 +65,10 @@ def _with_addresses(item: RawObject, known: Sequence[str], free: Iterable[int]) 
 
 def _single_family(spec: Mapping[str, Any]) -> str:
     """Return the one family that a Service asks for; empty: both, a lab's default."""
-    families = spec.get("ipFamilies") or ()
+    families = [str(f) for f in spec.get("ipFamilies") or ()]
     if spec.get("ipFamilyPolicy") == "SingleStack":
-        return str(families[0]) if families else "IPv4"
-    return str(families[0]) if len(families) == 1 and "ipFamilyPolicy" not in spec else ""
+        return families[0] if families else "IPv4"
+    return families[0] if len(families) == 1 and "ipFamilyPolicy" not in spec else ""
 
 
 def _vip4(number: int) -> str:
@@ -111,7 +114,9 @@ def endpoint_slices(service: Mapping[str, Any], pods: Sequence[Mapping[str, Any]
             groups.setdefault((family, targets), []).append(_endpoint(pod, str(entry["ip"])))
     return [
         _slice(metadata, family, number, [(p, t) for p, t in zip(ports, targets, strict=True)], endpoints)
-        for number, ((family, targets), endpoints) in enumerate(sorted(groups.items(), key=lambda g: str(g[0])))
+        for number, ((family, targets), endpoints) in enumerate(
+            sorted(groups.items(), key=lambda g: str(g[0]))
+        )
     ]
 
 

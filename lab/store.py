@@ -36,11 +36,19 @@ def kind_named(word: str, present: Iterable[str]) -> str:
     lower = word.lower()
     if lower in ALIASES:
         return ALIASES[lower]
-    known = {kind.lower(): kind for kind in (*ALIASES.values(), "Secret", "Enrollment", "HTTPRoute", *present)}
-    for candidate in (lower, lower.removesuffix("s"), lower.removesuffix("es"), lower.removesuffix("ies") + "y"):
+    known = {
+        kind.lower(): kind for kind in (*ALIASES.values(), "Secret", "Enrollment", "HTTPRoute", *present)
+    }
+    for candidate in (
+        lower,
+        lower.removesuffix("s"),
+        lower.removesuffix("es"),
+        lower.removesuffix("ies") + "y",
+    ):
         if candidate in known:
             return known[candidate]
-    raise LabError(Code.NOT_FOUND, f"there is no kind {word!r}", remedy="kinds are " + ", ".join(sorted(known.values())))
+    kinds = ", ".join(sorted(set(known.values())))
+    raise LabError(Code.NOT_FOUND, f"there is no kind {word!r}", remedy=f"kinds are {kinds}")
 
 
 def apply_objects(layout: Layout, objects: Iterable[RawObject]) -> list[tuple[str, str]]:

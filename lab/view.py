@@ -99,7 +99,9 @@ def missing(layout: Layout, found: Snapshot) -> list[Missing]:
         wanted, ready = int(item.spec.get("replicas", 1)), int(item.status.get("readyReplicas", 0))
         if ready < wanted:
             rows.append(
-                Missing(what=f"deployment {item.namespace}/{item.name}", why=f"{ready} of {wanted} pods ready")
+                Missing(
+                    what=f"deployment {item.namespace}/{item.name}", why=f"{ready} of {wanted} pods ready"
+                )
             )
     return rows
 

@@ -174,7 +174,12 @@ class _State:
                 "labels": {**(template["metadata"].get("labels") or {}), HASH_LABEL: digest},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": item.name}],
             }
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]}
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": template["metadata"],
+                "spec": template["spec"],
+            }
             if self.ensure_pod(key, pod, extra):
                 keep.add(key)
         return keep
@@ -192,9 +197,7 @@ def _uuid(random: Callable[[int], str]) -> str:
 def deployment_status(item: RawObject, pods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a Deployment with its status from its pods."""
     digest = template_hash(item.spec["template"])
-    mine = [
-        p for p in pods if p["metadata"].get("namespace") == item.namespace and owner_of(p) == item.name
-    ]
+    mine = [p for p in pods if p["metadata"].get("namespace") == item.namespace and owner_of(p) == item.name]
     wanted = int(item.spec.get("replicas", 1))
     available = sum(is_ready(p) for p in mine)
     status = {
