@@ -49,6 +49,7 @@ class App:
             settings=Settings(
                 address=config.xds_address,
                 roots=config.xds_root_ca,
+                server_name=config.xds_server_name,
                 token=config.auth_token,
                 cluster_id=data_plane.cluster_id,
             ),
@@ -62,6 +63,7 @@ class App:
             CaSettings(
                 address=config.ca_address,
                 roots=config.ca_root_ca,
+                server_name=config.ca_server_name,
                 token=config.auth_token,
                 cluster_id=data_plane.cluster_id,
             ),

@@ -74,6 +74,9 @@ class Config:
     xds_root_ca: Path
     ca_address: str
     ca_root_ca: Path
+    xds_server_name: str = ""
+    """Name that the controller's certificate must have; empty: the host of its address."""
+    ca_server_name: str = ""
     auth_token: Path
     """Read again on each call: the token rotates."""
     self_pod: tuple[str, str, str] | None = None
@@ -184,6 +187,8 @@ def read_config(environ: Mapping[str, str]) -> Config:
         ),
         ca_address=reader.text("CA_ADDRESS") or reader.text("XDS_ADDRESS"),
         ca_root_ca=Path(reader.text("CA_ROOT_CA") or reader.text("XDS_ROOT_CA")),
+        xds_server_name=reader.text("ALT_XDS_HOSTNAME"),
+        ca_server_name=reader.text("ALT_CA_HOSTNAME"),
         auth_token=Path(reader.required("AUTH_TOKEN", "the file with this node's service account token")),
         self_pod=_self_pod(reader),
         workers=int(reader.number("AMBIT_WORKERS", 2, 1, 64)),

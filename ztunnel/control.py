@@ -10,12 +10,15 @@ from __future__ import annotations
 import array
 import asyncio
 import json
+import logging
 import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+_log = logging.getLogger("ztunnel.control")
 
 _HEAD = struct.Struct("!II")
 """Shape of a frame: u32 length of the JSON part, u32 length of the blobs, JSON, blobs."""
@@ -160,13 +163,13 @@ class Channel:
             self.close()
             return
         try:
-            messages = self._decoder.feed(data)
-        except (ValueError, KeyError, TypeError):
+            for message, count in self._decoder.feed(data):
+                fds = [self._fds.popleft() for _ in range(count)]
+                self._on_message(message, fds)
+        except Exception:  # noqa: BLE001 - a defect of either end, said in full below
+            # Going on would leave the two ends with different states: a new worker gets all of it again.
+            _log.exception("a control message could not be taken; the channel closes")
             self.close()
-            raise
-        for message, count in messages:
-            fds = [self._fds.popleft() for _ in range(count)]
-            self._on_message(message, fds)
 
     def close(self) -> None:
         """Close this end; `on_close` runs once."""

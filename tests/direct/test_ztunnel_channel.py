@@ -7,6 +7,8 @@ import asyncio
 import os
 import socket
 
+import pytest
+
 from ztunnel.control import Channel, Message
 
 
@@ -61,3 +63,27 @@ async def test_what_was_not_sent_is_given_up_with_its_descriptors() -> None:
     assert len(os.listdir("/proc/self/fd")) == before - 2
     os.close(read)
     os.close(write)
+
+
+async def test_a_message_that_cannot_be_taken_closes_the_channel_loudly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left, right = socket.socketpair()
+    taken: list[str] = []
+    ended = asyncio.Event()
+
+    def take(message: Message, _fds: list[int]) -> None:
+        taken.append(message.kind)
+        if message.kind == "bad":
+            raise RuntimeError("a defect")
+
+    receiver = Channel(right, take, ended.set)
+    sender = Channel(left, lambda _m, _f: None, lambda: None)
+    for kind in ("good", "bad", "never"):
+        sender.send(Message(kind))
+    async with asyncio.timeout(5):
+        await ended.wait()
+    assert taken == ["good", "bad"]
+    assert receiver.closed
+    assert "a defect" in caplog.text
+    sender.close()

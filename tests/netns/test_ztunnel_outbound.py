@@ -408,3 +408,38 @@ async def test_no_descriptor_task_or_row_is_left_however_connections_end() -> No
         for _ in range(10):
             await each_kind()
         await eventually(lambda: counts() == before, what=f"{counts()} after, {before} before")
+
+
+@scenario
+async def test_row_5_what_does_not_answer_is_given_up_in_time_and_says_who_may_block_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with mesh("zto") as m:
+        m.node("na", connect_timeout_s=0.3)
+        await m.pod("a", "na")
+        await m.pod("b", "nb")
+        m.net("outside")
+        for name in ("b", "outside"):
+            net = m.nets[name]
+            net.exec("nft", "add", "table", "inet", "hold")
+            net.exec("nft", "add chain inet hold in { type filter hook prerouting priority -300; }")
+            net.exec(
+                "nft",
+                "add",
+                "rule",
+                "inet",
+                "hold",
+                "in",
+                "iifname",
+                "eth0",
+                "meta",
+                "l4proto",
+                "tcp",
+                "drop",
+            )
+        for address, port in ((m.nets["b"].ipv4, 15008), (m.nets["outside"].ipv4, 8080)):
+            assert await m.ask("a", address, 8080) == b""
+            failed = failures(caplog)[-1]
+            assert failed["reason"] == "connect_timeout"
+            assert f"{address}:{port} within 0.3 s" in failed["error"]
+            assert "NetworkPolicy" in failed["error"]
