@@ -281,7 +281,10 @@ def map_specs(limits: Limits) -> tuple[MapSpec, ...]:
             entries=limits.pods * MAX_ADDRESSES,
             flags=NO_PREALLOC,
         ),
-        MapSpec(name="ztunnels", type=t.HASH, key=u64, value=u32, entries=limits.ztunnels, flags=NO_PREALLOC),
+        # Twice the limit: the new ones are written before the old ones go.
+        MapSpec(
+            name="ztunnels", type=t.HASH, key=u64, value=u32, entries=2 * limits.ztunnels, flags=NO_PREALLOC
+        ),
         MapSpec(
             name="records_of_pod",
             type=t.HASH,

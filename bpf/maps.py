@@ -333,7 +333,7 @@ def _limits(descriptors: Mapping[str, int]) -> abi.Limits:
     assert meta is not None
     quota = abi.Meta.from_buffer_copy(meta).records_quota
     return abi.Limits(
-        pods=entries("pods"), records=quota, probes=entries("probes"), ztunnels=entries("ztunnels")
+        pods=entries("pods"), records=quota, probes=entries("probes"), ztunnels=entries("ztunnels") // 2
     )
 
 

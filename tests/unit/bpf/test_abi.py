@@ -92,7 +92,7 @@ def test_limits_decide_sizes() -> None:
         spec.name: spec.entries for spec in abi.map_specs(abi.Limits(pods=3, records=5, probes=7, ztunnels=2))
     }
     assert (sizes["pods"], sizes["records"], sizes["records_of_pod"]) == (3, 3, 5)
-    assert (sizes["probes"], sizes["ztunnels"], sizes["addresses"]) == (7, 2, 3 * abi.MAX_ADDRESSES)
+    assert (sizes["probes"], sizes["ztunnels"], sizes["addresses"]) == (7, 4, 3 * abi.MAX_ADDRESSES)
     assert sizes["listeners"] == 3 * 2 * 3 * abi.MAX_SLOTS
 
 
