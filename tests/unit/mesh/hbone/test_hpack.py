@@ -111,3 +111,11 @@ def test_a_list_of_twice_the_limit_is_decoded_and_one_more_header_is_not() -> No
 def test_broken_blocks_are_named(block: bytes, why: str) -> None:
     with pytest.raises(HpackError, match=why):
         HpackDecoder(4096).decode(block, 65536)
+
+
+def test_a_smaller_table_evicts_at_once() -> None:
+    encoder, decoder = reference.Encoder(), HpackDecoder(4096)
+    decoder.decode(encoder.encode([(b"x-a", b"1")]), 1000)
+    assert decoder.table_bytes > 0
+    decoder.decode(b"\x20", 1000)
+    assert decoder.table_bytes == 0

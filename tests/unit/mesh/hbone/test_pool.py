@@ -70,6 +70,7 @@ def test_limit_of_all_keys_is_kept() -> None:
     pool: Pool[Connection] = Pool(replace(SMALL, max_connections=1))
     assert pool.acquire(KEY, "a") is Step.DIAL
     assert pool.acquire(replace(KEY, port=1), "b") is Step.FULL
+    assert list(pool._groups) == [KEY], "a refused key leaves nothing"
     pool.failed(KEY)
     assert pool.acquire(replace(KEY, port=1), "b") is Step.DIAL
 

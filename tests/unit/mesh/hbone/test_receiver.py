@@ -106,3 +106,17 @@ def test_windows_of_tunnel_and_connection() -> None:
     peer = RawPeer(Role.SERVER, replace(limits, max_frame_bytes=200_000))
     error = peer.fails(request(1) + (131073 << 8).to_bytes(4, "big") + b"\x00\x00\x00\x00\x01")
     assert error.reason is Reason.H2_FLOW_CONTROL_ERROR
+
+
+@pytest.mark.parametrize("step", [1000, 16393, 20000])
+@pytest.mark.parametrize("flags", [0, frames.PADDED])
+def test_credit_returns_for_frames_in_any_pieces(step: int, flags: int) -> None:
+    limits = replace(Limits(), initial_window_bytes=65535, max_window_bytes=65535)
+    peer = RawPeer(Role.SERVER, limits)
+    peer.connect()
+    payload = b"\x09" + bytes(16383) if flags else bytes(16384)
+    encoded = data(1, payload, flags) * 40
+    for at in range(0, len(encoded), step):
+        peer.send(encoded[at : at + step])
+    assert len(peer.side.recorders[1].data) == 40 * (16384 - (10 if flags else 0))
+    assert peer.side.recorders[1].log == []

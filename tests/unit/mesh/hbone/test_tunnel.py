@@ -105,6 +105,20 @@ async def test_a_full_transport_holds_each_source_that_writes(joined: Joined) ->
 
 
 @virtual
+async def test_a_free_transport_does_not_wake_a_source_whose_tunnel_is_full(joined: Joined) -> None:
+    client, near, server, _ = await joined.tunnel()
+    server.pause_reading()
+    joined.client.pause_writing()
+    client.write(bytes(65535 + LIMITS.send_queue_bytes))
+    assert near.log == ["pause"]
+    joined.client.resume_writing()
+    assert near.log == ["pause"], "its queue is still full"
+    server.resume_reading()
+    await joined.pump()
+    assert near.log == ["pause", "resume"]
+
+
+@virtual
 async def test_writes_of_one_turn_leave_in_one_write(joined: Joined) -> None:
     tunnels = [await joined.tunnel() for _ in range(5)]
     before = joined.a.writes
