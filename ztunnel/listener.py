@@ -20,8 +20,8 @@ _log = logging.getLogger("ztunnel.listener")
 
 ACCEPT_BATCH = 32
 """Connections taken per loop turn, so that a burst does not starve running relays."""
-EXHAUSTED_PAUSE_S = 0.1
-"""How long to leave the queue alone when the process has no descriptor or memory left."""
+PAUSE_S = 0.1
+"""How long to leave the queue alone when nothing can be accepted."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 OnAccept = Callable[[socket.socket, Peer], None]
@@ -66,14 +66,13 @@ class Listener:
             self._on_accept(sock, peer)
 
     def _failed(self, error: OSError) -> None:
-        if error.errno not in _EXHAUSTED:
-            _log.error("%s cannot accept: %s", self.name, error)
-            return
-        _log.error(
-            "%s cannot accept: %s; raise the limit of open files (LimitNOFILE, ulimit -n)", self.name, error
+        """Leave the queue alone for a moment: the same error would come back at once, and again."""
+        remedy = (
+            "; raise the limit of open files (LimitNOFILE, ulimit -n)" if error.errno in _EXHAUSTED else ""
         )
+        _log.error("%s cannot accept: %s%s", self.name, error, remedy)
         self._loop.remove_reader(self._sock.fileno())
-        self._loop.call_later(EXHAUSTED_PAUSE_S, self._again)
+        self._loop.call_later(PAUSE_S, self._again)
 
     def _again(self) -> None:
         if not self._closed:

@@ -128,6 +128,9 @@ DNS_UPSTREAM_SECONDS = Metric(
     _DNS_LABELS,
     (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0),
 )
+DNS_DROPPED = _counter(
+    "ambit_dns_questions_dropped", "DNS queries dropped: too many of one pod in flight", ()
+)
 ON_DEMAND_DNS = _counter(
     "istio_on_demand_dns",
     "Names resolved when dialled",
@@ -165,6 +168,7 @@ METRICS: tuple[Metric, ...] = (
     DNS_UPSTREAM_REQUESTS,
     DNS_UPSTREAM_FAILURES,
     DNS_UPSTREAM_SECONDS,
+    DNS_DROPPED,
     ON_DEMAND_DNS,
     XDS_MESSAGES,
     XDS_MESSAGE_BYTES,

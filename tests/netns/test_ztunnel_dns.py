@@ -11,11 +11,11 @@ from ipaddress import ip_address
 
 import pytest
 from dnslib import QTYPE, RCODE, RR, A, DNSRecord
-from ztunnel_mesh import Mesh, mesh, needs_root, scenario
+from ztunnel_mesh import Mesh, eventually, mesh, needs_root, scenario
 
 from mesh.model.service import Visibility
 from mesh.model.workload import NetworkAddress
-from mesh.telemetry.metrics import DNS_REQUESTS, DNS_UPSTREAM_FAILURES, DNS_UPSTREAM_REQUESTS
+from mesh.telemetry.metrics import DNS_DROPPED, DNS_REQUESTS, DNS_UPSTREAM_FAILURES, DNS_UPSTREAM_REQUESTS
 
 pytestmark = needs_root
 
@@ -288,3 +288,29 @@ async def test_an_answer_too_long_for_udp_is_truncated() -> None:
         m.service("big", "", 80, 80, [], addresses=vips)
         answer = await query(m, "a", "big")
         assert answer.header.tc == 1
+
+
+def test_too_many_questions_of_one_pod_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ztunnel.dns.server.MAX_QUESTIONS", 2)
+
+    @scenario
+    async def run() -> None:
+        async with mesh("ztd") as m:
+            await m.pod("a", "na")
+            m.service("web", "10.96.0.10", 80, 8080, [])
+            resolver = Resolver()
+            resolver.lie = "silent"
+            await resolver.start(m, "r1")
+            m.resolvers[m.space("a").cookie] = (m.nets["r1"].ipv4,)
+            loop = asyncio.get_running_loop()
+            stuck = [loop.create_task(query(m, "a", f"{n}.example")) for n in range(2)]
+            await eventually(lambda: sum(m.values("na", DNS_UPSTREAM_REQUESTS).values()) == 2)
+            with pytest.raises(TimeoutError):
+                await query(m, "a", "web", timeout_s=0.3)
+            assert m.values("na", DNS_DROPPED) == {(): 1}
+            for task in stuck:
+                assert (await task).header.rcode == RCODE.SERVFAIL
+            assert addresses(await query(m, "a", "web")) == ["10.96.0.10"]
+            resolver.stop()
+
+    run()

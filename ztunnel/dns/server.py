@@ -23,6 +23,7 @@ from mesh.model.address import IPAddress
 from mesh.model.workload import Workload
 from mesh.runtime.tasks import create_task
 from mesh.telemetry.metrics import (
+    DNS_DROPPED,
     DNS_REQUESTS,
     DNS_UPSTREAM_FAILURES,
     DNS_UPSTREAM_REQUESTS,
@@ -70,6 +71,10 @@ class DnsServer:
     def pod(self, pod: Pod) -> PodDns:
         """Prepare the resolver of one pod."""
         return PodDns(self, pod, self._plane.config.ipv6)
+
+    def dropped(self) -> None:
+        """Count a question that was not looked at."""
+        self._plane.recorder.add(DNS_DROPPED)
 
     def resolver(self, pod: Pod, index: int) -> Peer | None:
         """Return the nameserver behind a port; None: the pod has no such one."""
@@ -210,7 +215,10 @@ class _Udp(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: Sequence[object]) -> None:
-        if self._dns.questions >= MAX_QUESTIONS or self._pod.tasks.closed:
+        if self._pod.tasks.closed:
+            return
+        if self._dns.questions >= MAX_QUESTIONS:
+            self._server.dropped()
             return
         self._dns.questions += 1
         create_task(self._serve(data, addr), name="dns", owner=self._pod.tasks)
