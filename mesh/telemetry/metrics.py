@@ -106,7 +106,7 @@ REASONS = _counter(
 )
 POLICY_DENIED = _counter(
     "ambit_policy_denied",
-    "Connections refused or ended by policy; without a policy's name no ALLOW matched or none could be judged",
+    "Connections refused or ended by policy; unknown: no ALLOW matched, or none could be judged",
     ("policy", "policy_namespace", "reason"),
 )
 TUNNEL_HANDSHAKE_SECONDS = Metric(
