@@ -23,7 +23,8 @@ from lab.process import Process
 from lab.store import apply_objects
 
 Say = Callable[[str], None]
-POLL_S = 0.1
+IP_FREEBIND = 15
+"""Allows to bind an address that the machine does not have (linux/in.h)."""
 
 
 def default_state(name: str) -> Path:
@@ -113,8 +114,9 @@ def _check_ports(layout: Layout) -> None:
     for host, port in addresses:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
             try:
-                # All addresses of the port: the lab's own do not exist yet, other labs' do.
+                # Against all addresses only: the lab's own do not exist yet, other labs serve theirs.
                 probe.bind(("198.18.255.254" if host == "0.0.0.0" else host, port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:

@@ -408,7 +408,7 @@ class PodRunner:
                 {
                     "type": "Ready",
                     "status": str(ready),
-                    **({"lastTransitionTime": self._ready_since} if ready else {}),
+                    **({"lastTransitionTime": self._ready_since} if ready else self._unready()),
                 },
             ],
             "containerStatuses": [c.status() for c in self._containers],
@@ -423,6 +423,11 @@ class PodRunner:
         if self._deleted_at:
             metadata["deletionTimestamp"] = self._deleted_at
         return {**self._data, "metadata": metadata, "status": status}
+
+    def _unready(self) -> dict[str, str]:
+        """Say which container is not ready, and what its probe met."""
+        parts = [f"container {c.name}: {c.message}" for c in self._containers if not c.ready and c.message]
+        return {"reason": "ContainersNotReady", "message": "; ".join(parts)} if parts else {}
 
     def _report(self) -> None:
         path = object_path(self._layout.status, "Pod", *self.key)

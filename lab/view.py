@@ -70,6 +70,9 @@ def why_not_ready(pod: RawObject) -> str:
             return f"container {container['name']}: {waiting['message']}"
         if ended and ended["exitCode"]:
             return f"container {container['name']} ended with code {ended['exitCode']}"
+    for condition in status.get("conditions") or ():
+        if condition.get("message"):
+            return str(condition["message"])
     return f"it is {status.get('phase', 'Pending')}, not ready"
 
 
