@@ -10,6 +10,7 @@ policy has allowed it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -40,7 +41,7 @@ from ztunnel.resolve.admit import Refused, admit
 from ztunnel.resolve.decide import ZTUNNEL_PORTS
 from ztunnel.resolve.judge import judge
 from ztunnel.serving import begin, fail_early, relay_pair, tcp_end
-from ztunnel.sockets import DialError, Peer, dial, parse_sockaddr, reset
+from ztunnel.sockets import DialError, Peer, dial, parse_sockaddr, reset, set_keepalive
 
 _log = logging.getLogger("ztunnel.inbound")
 
@@ -72,6 +73,8 @@ class Inbound:
 
     def accept_plain(self, pod: Pod, sock: socket.socket, peer: Peer) -> None:
         """Begin one accepted connection on 15006."""
+        with contextlib.suppress(OSError):
+            set_keepalive(sock)
         flow = Flow(direction=INBOUND, source=peer, destination=inbound_dst(sock))
         begin(
             self._plane,

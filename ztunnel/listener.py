@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 
 from ztunnel.netns import socket_cookie
-from ztunnel.sockets import Peer, parse_sockaddr, prepare_accepted
+from ztunnel.sockets import Peer, parse_sockaddr
 
 _log = logging.getLogger("ztunnel.listener")
 
@@ -58,7 +58,7 @@ class Listener:
                 self._failed(error)
                 return
             try:
-                prepare_accepted(sock)
+                sock.setblocking(False)
                 peer = parse_sockaddr(name)
             except (OSError, ValueError):
                 sock.close()  # The client is gone already.

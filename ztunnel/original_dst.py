@@ -77,7 +77,8 @@ def read_original_dst(sock: socket.socket, netns_cookie: int) -> Captured:
         raise NotCapturedError(f"malformed source record: {error}") from error
     if cookie not in (0, netns_cookie):
         raise NotCapturedError(f"the record belongs to network namespace {cookie}, this is {netns_cookie}")
-    if original == parse_sockaddr(sock.getsockname()):
+    # Netfilter answers for any connection that it tracks; the capture programs only for captured ones.
+    if cookie == 0 and original == parse_sockaddr(sock.getsockname()):
         raise NotCapturedError("the original destination is the listener itself")
     return Captured(original=original, netns_cookie=cookie)
 

@@ -112,7 +112,12 @@ class Outbound:
         if address is None:
             address = await self._resolve(source, upstream, flow.destination.address)
         flow.destination = Peer(address, upstream.port)
-        sock = await dial(pod.namespace, flow.destination, timeout_s=self._plane.config.connect_timeout_s)
+        sock = await dial(
+            pod.namespace,
+            flow.destination,
+            timeout_s=self._plane.config.connect_timeout_s,
+            keepalive=True,
+        )
         return await tcp_end(sock)
 
     async def _open_tunnel(self, pod: Pod, source: Workload, upstream: Upstream, flow: Flow) -> CountedEnd:

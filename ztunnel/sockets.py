@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,8 +133,12 @@ async def dial(
     timeout_s: float,
     source: IPAddress | None = None,
     what: str = "",
+    keepalive: bool = False,
 ) -> socket.socket:
     """Connect from inside a pod; with `source` from that (foreign) address, marked for the way back.
+
+    TCP keepalive is for peers elsewhere that nothing else watches: an application in the pod
+    cannot vanish unseen, and HBONE has its own pings.
 
     Raises:
         DialError: refused, unreachable, timed out, or the source address cannot be used.
@@ -144,12 +149,12 @@ async def dial(
     except OSError as error:
         raise DialError(Reason.INTERNAL_ERROR, f"no socket for {label}: {error}") from error
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _keepalive(sock)
+        if keepalive:
+            set_keepalive(sock)
         if source is not None:
             _bind_source(sock, source)
         async with asyncio.timeout(timeout_s):
-            await asyncio.get_running_loop().sock_connect(sock, target.sockaddr)
+            await _connect(sock, target)
     except TimeoutError as error:
         sock.close()
         raise DialError(
@@ -164,6 +169,42 @@ async def dial(
         sock.close()
         raise
     return sock
+
+
+async def _connect(sock: socket.socket, target: Peer) -> None:
+    """Connect a non-blocking socket to an address.
+
+    uvloop's own `sock_connect` asks its thread pool to resolve even an address, which costs
+    more than the connection.
+    """
+    try:
+        sock.connect(target.sockaddr)
+    except (BlockingIOError, InterruptedError):
+        pass
+    else:
+        return
+    with contextlib.suppress(OSError):
+        # Within one machine the handshake is over by now, as often as not.
+        sock.getpeername()
+        return
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    number = sock.fileno()
+    loop.add_writer(number, _connected, sock, done)
+    try:
+        await done
+    finally:
+        loop.remove_writer(number)
+
+
+def _connected(sock: socket.socket, done: asyncio.Future[None]) -> None:
+    if done.done():
+        return
+    error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        done.set_exception(OSError(error, os.strerror(error)))
+    else:
+        done.set_result(None)
 
 
 def _connect_reason(error: OSError) -> Reason:
@@ -187,19 +228,13 @@ def _bind_source(sock: socket.socket, source: IPAddress) -> None:
     sock.bind((str(source), 0))
 
 
-def _keepalive(sock: socket.socket) -> None:
+def set_keepalive(sock: socket.socket) -> None:
+    """Have the kernel find out when a peer elsewhere is gone."""
     # Source: ztunnel's KEEPALIVE_* defaults.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 180)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 180)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
-
-
-def prepare_accepted(sock: socket.socket) -> None:
-    """Set the options of an accepted connection."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _keepalive(sock)
 
 
 def reset(sock: socket.socket) -> None:
