@@ -17,6 +17,10 @@ def test_no_credit_while_the_consumer_is_full_and_all_of_it_after() -> None:
     window.left -= 100
     assert window.take(100) == 0
     assert window.resume() == 100
+    window.pause()
+    window.left -= 50
+    assert window.take(50) == 0
+    assert window.resume() == 50, "half of it is due at once"
 
 
 def test_credit_comes_in_halves() -> None:

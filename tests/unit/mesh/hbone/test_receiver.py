@@ -120,3 +120,12 @@ def test_credit_returns_for_frames_in_any_pieces(step: int, flags: int) -> None:
         peer.send(encoded[at : at + step])
     assert len(peer.side.recorders[1].data) == 40 * (16384 - (10 if flags else 0))
     assert peer.side.recorders[1].log == []
+
+
+def test_padding_is_credited_to_its_tunnel() -> None:
+    limits = replace(Limits(), initial_window_bytes=65535, max_window_bytes=65535)
+    peer = RawPeer(Role.SERVER, limits)
+    peer.connect()
+    peer.send(data(1, b"\xff" + b"x" * 4 + bytes(255), frames.PADDED) * 1000)
+    assert peer.side.recorders[1].data == b"x" * 4000
+    assert peer.side.recorders[1].log == []

@@ -237,6 +237,26 @@ async def test_a_half_close_that_meets_an_unread_reset_ends_the_pair() -> None:
 
 
 @virtual
+async def test_the_first_abort_of_an_end_is_its_reason() -> None:
+    pair = Pair()
+    pair.join()
+    pair.left.abort(Reason.POLICY_REVOKED)
+    pair.left.abort(Reason.FORCED_CLOSE)
+    await turns()
+    assert pair.left.reason is Reason.POLICY_REVOKED
+
+
+@virtual
+async def test_a_peer_that_filled_and_drained_before_the_start_does_not_keep_it_paused() -> None:
+    pair = Pair()
+    pair.left.pause_reading()
+    pair.left.resume_reading()
+    pair.left.data_received(bytes(HELD_BYTES))
+    pair.join()
+    assert pair.a.reading
+
+
+@virtual
 async def test_an_end_aborted_before_its_socket_exists_resets_it() -> None:
     end = TcpEnd()
     end.abort(Reason.CONNECT_TIMEOUT)
