@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, inner = split_command(arguments)
-    options = build_parser().parse_args(command)
+    options = parse(command)
     options.command = inner
     try:
         return run(options)
@@ -55,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words; an optional last name may stand behind options, where argparse loses it."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(words)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "object", "") is None:
+        options.object = rest[0]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

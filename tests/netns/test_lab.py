@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ambit lab` on a real kernel, without the mesh: pods, services, names, probes, restarts, and nothing left."""
+"""`ambit lab` on a real kernel, without the mesh: pods, services, names, probes, and nothing left."""
 
 from __future__ import annotations
 
