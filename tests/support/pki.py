@@ -85,7 +85,8 @@ class Authority:
         self.now = now or datetime.datetime.now(datetime.UTC)
         self.root_key = ec.generate_private_key(ec.SECP256R1())
         self.root = self._authority(name, self.root_key, None, self.root_key)
-        self._key, self._issuer, self._between = self.root_key, self.root, ()
+        self._key, self._issuer = self.root_key, self.root
+        self._between: tuple[bytes, ...] = ()
         if intermediate:
             self._key = ec.generate_private_key(ec.SECP256R1())
             self._issuer = self._authority(f"{name} intermediate", self._key, self.root, self.root_key)
