@@ -215,7 +215,9 @@ class DataPlane:
         left_s = deadline_s - (self.plane.clock.monotonic() - started)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(left_s, 0)):
-                await self.connections.wait_empty()
+                while len(self.connections) or len(self.inbound):
+                    await self.connections.wait_empty()
+                    await self.inbound.wait_empty()
         cut = self.connections.close_where(lambda _: True, Reason.DRAIN_DEADLINE)
         for uid in tuple(self._members):
             await self.remove_pod(uid)

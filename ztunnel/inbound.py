@@ -23,6 +23,7 @@ from mesh.identity.verify import require_trust_domain
 from mesh.model.address import IPAddress
 from mesh.model.service import Service
 from mesh.model.workload import Workload
+from mesh.runtime.notify import Signal
 from mesh.runtime.tasks import create_task
 from mesh.telemetry.metrics import TUNNEL_HANDSHAKE_SECONDS
 from mesh.telemetry.reasons import Reason
@@ -52,7 +53,10 @@ class Inbound:
     def __init__(self, plane: Plane, limits: Limits) -> None:
         self._plane = plane
         self._limits = limits
+        self.draining = False
+        """Whether peers are asked to open further tunnels elsewhere."""
         self._sessions: set[Session] = set()
+        self._emptied = Signal()
 
     def accept_hbone(self, pod: Pod, sock: socket.socket, peer: Peer) -> None:
         """Begin one accepted connection on 15008."""
@@ -67,7 +71,7 @@ class Inbound:
                 f"{limit} HBONE connections are open (AMBIT_MAX_CONNECTIONS)",
             )
             return
-        session = Session(self._plane, pod, peer, self._limits, self._sessions)
+        session = Session(self, self._plane, pod, peer, self._limits)
         self._sessions.add(session)
         create_task(session.serve(sock), name="hbone", owner=pod.tasks)
 
@@ -104,9 +108,25 @@ class Inbound:
         relay_pair(self._plane, row, downstream, upstream)
 
     def drain(self) -> None:
-        """Ask every peer to open no further tunnels; live ones run on."""
-        for session in self._sessions:
-            session.connection.drain()
+        """Ask every peer to open no further tunnels; live ones run on.
+
+        A peer in its handshake was let in and is served: it is asked with its first tunnel.
+        """
+        self.draining = True
+        for session in tuple(self._sessions):
+            if session.connection.settled:
+                session.connection.drain()
+
+    def left(self, session: Session) -> None:
+        """A connection is over."""
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._emptied.fire()
+
+    async def wait_empty(self) -> None:
+        """Return once no HBONE connection is open."""
+        while self._sessions:
+            await self._emptied.wait()
 
     def close_pod(self, uid: str) -> None:
         """Cut the HBONE connections of a pod that is gone."""
@@ -121,7 +141,7 @@ class Inbound:
 class Session:
     """One HBONE connection into a pod: one proven identity, any number of tunnels."""
 
-    def __init__(self, plane: Plane, pod: Pod, peer: Peer, limits: Limits, registry: set[Session]) -> None:
+    def __init__(self, inbound: Inbound, plane: Plane, pod: Pod, peer: Peer, limits: Limits) -> None:
         self.pod = pod
         self.connection = HboneConnection(
             role=Role.SERVER,
@@ -133,7 +153,7 @@ class Session:
         self._plane = plane
         self._peer = peer
         self._dialled = peer
-        self._registry = registry
+        self._inbound = inbound
         self._identity: SpiffeId | None = None
         self._refused = False
 
@@ -145,15 +165,15 @@ class Session:
             context = await self._plane.tls.server(local.identity)
             await self._handshake(sock, context)
         except DialError as error:
-            self._registry.discard(self)
+            self._inbound.left(self)
             reset(sock)
             flow = Flow(direction=INBOUND, source=self._peer, destination=self._dialled)
             fail_early(self._plane, flow, error.reason, error.detail)
         except OSError:
-            self._registry.discard(self)
+            self._inbound.left(self)
             sock.close()  # The peer left before it said anything.
         except BaseException:
-            self._registry.discard(self)
+            self._inbound.left(self)
             sock.close()
             raise
         else:
@@ -176,7 +196,7 @@ class Session:
         )
 
     def _closed(self, _connection: HboneConnection, reason: Reason) -> None:
-        self._registry.discard(self)
+        self._inbound.left(self)
         _log.debug("hbone connection from %s to %s closed: %s", self._peer, self.pod.info, reason)
 
     def _verify(self) -> SpiffeId | None:
@@ -211,6 +231,8 @@ class Session:
             lambda row: self._serve(tunnel, row, identity, status),
             lambda reason, _detail: tunnel.refuse(status["code"], reason),
         )
+        if self._inbound.draining:
+            self.connection.drain()
 
     def _trust_domain(self) -> str:
         local = self.pod.workload()
