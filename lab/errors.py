@@ -21,7 +21,7 @@ class Code(enum.Enum):
     NO_CGROUP = ("AMB1002", EXIT_UNREACHABLE, "mount it: mount -t cgroup2 none /sys/fs/cgroup")
     NO_TOOL = ("AMB1003", EXIT_UNREACHABLE, "install it: apt-get install iproute2 nftables")
     BAD_INPUT = ("AMB1004", EXIT_INPUT, "correct the file and run the command again; nothing was changed")
-    BAD_NAME = ("AMB1005", EXIT_USAGE, "use 1 to 20 lower-case letters, digits and dashes")
+    BAD_NAME = ("AMB1005", EXIT_USAGE, "use 1 to 20 lower-case letters and digits")
     ALREADY_UP = (
         "AMB1006",
         EXIT_ERROR,
@@ -45,9 +45,8 @@ class Code(enum.Enum):
     LEFTOVERS = ("AMB1014", EXIT_ERROR, "end what holds them and run `ambit lab down` again")
     PATH_TOO_LONG = ("AMB1015", EXIT_USAGE, "choose a shorter --state or --name")
     NO_COMMAND = ("AMB1016", EXIT_INPUT, "name the program in command: images are not pulled in a lab")
-    PARTS_MISSING = ("AMB1017", EXIT_ERROR, "see the named log; --no-mesh starts the lab without the mesh")
-    NO_DATA = ("AMB1018", EXIT_NO_DATA, "`ambit lab get KIND -A` looks in all namespaces")
-    USAGE = ("AMB1019", EXIT_USAGE, "see `ambit lab --help`")
+    NO_DATA = ("AMB1017", EXIT_NO_DATA, "`ambit lab get KIND -A` looks in all namespaces")
+    USAGE = ("AMB1018", EXIT_USAGE, "see `ambit lab --help`")
 
     def __init__(self, code: str, exit_code: int, remedy: str) -> None:
         self.code = code

@@ -33,7 +33,8 @@ ADMIN_PORT = 15014
 MAX_SOCKET_PATH = 107
 """Bytes of a unix socket's path (sun_path without its end)."""
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?")
+# Without a dash: `ambit-LAB-` must not begin the names of another lab's namespaces.
+_NAME = re.compile(r"[a-z0-9]{1,20}")
 
 
 def check_name(name: str) -> str:

@@ -19,7 +19,7 @@ from lab import cgroup, manifests, network, shell, token, view
 from lab.daemons import REPOSITORY, STOP_GRACE_S
 from lab.errors import Code, LabError
 from lab.layout import MAX_NODES, XDS_PORT, Layout, check_name, check_paths, load_layout
-from lab.process import Process
+from lab.process import Process, start_ticks
 from lab.store import apply_objects
 
 Say = Callable[[str], None]
@@ -101,7 +101,7 @@ def _check_leftovers(name: str, state: Path, mount: Path) -> None:
     layout = Layout(name=name, state=state, cgroup_mount=mount)
     if (state / "lab.json").exists() and cgroup.members(layout.cgroup):
         raise LabError(Code.ALREADY_UP, f"lab {name} is up already ({state})")
-    if state.exists() and any(state.iterdir()) and not (state / "lab.json").exists():
+    if state.exists() and any(state.iterdir()) and not _is_lab(state):
         raise LabError(
             Code.USAGE, f"{state} is not empty and holds no lab", remedy="name another directory in --state"
         )
@@ -173,9 +173,8 @@ def down(*, name: str, state: Path, say: Say) -> bool:
         layout = load_layout(state)
     except LabError:
         layout = Layout(name=name, state=state, cgroup_mount=mount)
-    present = (
-        (state / "lab.json").exists() or layout.cgroup.exists() or bool(network.namespaces(f"ambit-{name}-"))
-    )
+    ours = _is_lab(state)
+    present = ours or layout.cgroup.exists() or bool(network.namespaces(f"ambit-{name}-"))
     with contextlib.suppress(FileNotFoundError):
         present = present or any((Path("/sys/fs/bpf/ambit") / name).iterdir())
     if not present:
@@ -184,15 +183,21 @@ def down(*, name: str, state: Path, say: Say) -> bool:
     if layout.mesh:
         _unload(layout, say)
     with _step(say, "links and namespaces removed"):
-        links = [node.machine_link for node in layout.nodes] if (state / "lab.json").exists() else []
-        network.remove_network(name, links)
+        network.remove_network(name)
         cgroup.remove(layout.cgroup)
     with contextlib.suppress(OSError):
         layout.cgroup.parent.rmdir()  # Another lab may be there.
-    if (state / "lab.json").exists():
+    if ours:
         shutil.rmtree(state)
     _prove(layout)
     return True
+
+
+def _is_lab(state: Path) -> bool:
+    """Whether a directory is a lab's, also if lab.json is lost: what is not is never removed."""
+    return (state / "lab.json").exists() or all(
+        (state / d).is_dir() for d in ("assigned", "objects", "tokens")
+    )
 
 
 def _stop_programs(layout: Layout, say: Say) -> None:
@@ -218,7 +223,7 @@ def _terminate(pids: list[int]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+    while time.monotonic() < deadline and any(start_ticks(pid) for pid in pids):
         time.sleep(0.02)
 
 

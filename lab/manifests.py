@@ -14,8 +14,6 @@ from lab.errors import Code, LabError
 from mesh.config.objects import RawObject, parse_documents
 from mesh.config.source import SUFFIXES
 
-LAB_KINDS = frozenset({"Namespace", "ServiceAccount", "ConfigMap", "Secret", "Service", "Pod", "Deployment"})
-"""Kinds that the lab itself runs; others are the controller's and are passed on as they are."""
 UNSUPPORTED = {
     "StatefulSet": "use a Deployment",
     "DaemonSet": "use one Pod per node, placed by spec.nodeName",

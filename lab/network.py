@@ -100,12 +100,18 @@ def node_commands(node: Node) -> list[str]:
     ]
 
 
+def lab_alias(name: str) -> str:
+    """Return the alias by which a lab's links are known, also when its state is lost."""
+    return f"ambit-lab-{name}"
+
+
 def machine_commands(node: Node) -> list[str]:
     """Commands in the machine's namespace: the link to one node."""
     return [
         f"link add {node.machine_link} type veth peer name up0 netns {node.netns}",
         f"addr add {node.machine_ip}/30 dev {node.machine_link}",
         f"addr add {node.machine_ip6}/64 dev {node.machine_link} nodad",
+        f"link set {node.machine_link} alias {lab_alias(node.lab)}",
         f"link set {node.machine_link} up",
     ]
 
@@ -165,11 +171,15 @@ def remove_pod(node: Node, netns: str, veth: str) -> None:
         shell.run("ip", "netns", "del", netns)
 
 
-def remove_network(name: str, links: list[str]) -> None:
+def lab_links(name: str) -> list[str]:
+    """List a lab's links in the machine's namespace."""
+    links = json.loads(shell.run("ip", "-j", "link", "show") or "[]")
+    return [str(link["ifname"]) for link in links if link.get("ifalias") == lab_alias(name)]
+
+
+def remove_network(name: str) -> None:
     """Remove the links to the machine and every namespace of a lab; absent ones are no error."""
-    present = set(machine_links())
-    for link in links:
-        if link in present:
-            shell.run("ip", "link", "del", link, check=False)
+    for link in lab_links(name):
+        shell.run("ip", "link", "del", link, check=False)
     for netns in namespaces(f"ambit-{name}-"):
         shell.run("ip", "netns", "del", netns, check=False)

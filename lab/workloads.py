@@ -121,6 +121,13 @@ class _State:
         return self._assign(key, pod)
 
     def _assign(self, key: Key, pod: PodData) -> bool:
+        for other in self._assigned:
+            if other != key and "-".join(other) == "-".join(key):
+                self.plan.problems.append(
+                    f"pods {'/'.join(key)} and {'/'.join(other)} would share the network namespace's name; "
+                    "rename one"
+                )
+                return False
         node = self._place(key, str(pod["spec"].get("nodeName") or ""))
         if node is None:
             return False

@@ -159,6 +159,8 @@ class Lab:
         """Whatever on the machine still bears the lab's name."""
         found = [str(p) for p in Path("/run/netns").glob(f"ambit-{self.name}-*")]
         found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/ambit/{self.name}")]
+        links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+        found += [line for line in links.splitlines() if line.strip() == f"alias ambit-lab-{self.name}"]
         found += [str(p) for p in (self.state, Path("/sys/fs/bpf/ambit") / self.name) if p.exists()]
         for process in Path("/proc").glob("[0-9]*/cgroup"):
             try:
@@ -174,7 +176,7 @@ class Lab:
 @pytest.fixture
 def empty(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab that is not up."""
-    lab = Lab(f"t{os.getpid() % 100000}-{abs(hash(request.node.name)) % 10000}")
+    lab = Lab(f"t{os.getpid() % 100000}x{abs(hash(request.node.name)) % 10000}")
     try:
         yield lab
     finally:
@@ -185,7 +187,7 @@ def empty(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two nodes with nginx, a Python server that is not ready yet, and a client."""
-    lab = Lab(f"t{os.getpid() % 100000}-shop")
+    lab = Lab(f"t{os.getpid() % 100000}shop")
     path = tmp_path_factory.mktemp("shop") / "shop.yaml"
     path.write_text(MANIFEST)
     try:
@@ -308,6 +310,23 @@ def test_down_after_everything_was_killed_leaves_nothing(empty: Lab, tmp_path: P
     assert empty.run("exec", "default/a", "--", "true").returncode == 69
 
 
+def test_down_without_its_state_file_still_finds_everything(empty: Lab) -> None:
+    empty.check("up", "--no-mesh")
+    (empty.state / "lab.json").unlink()
+    assert any("alias" in item for item in empty.leftovers())
+    empty.check("down")
+    assert empty.leftovers() == []
+
+
+def test_a_directory_that_is_no_lab_is_not_touched(empty: Lab, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    done = empty.run("up", "--no-mesh", "--state", str(tmp_path))
+    assert done.returncode == 64
+    assert "is not empty and holds no lab" in done.stderr
+    empty.check("down", "--state", str(tmp_path))
+    assert (tmp_path / "precious").exists()
+
+
 def test_up_over_leftovers_of_a_dead_lab_works(empty: Lab) -> None:
     empty.check("up", "--no-mesh")
     for pid in next(Path("/sys/fs/cgroup").glob(f"**/ambit/{empty.name}")).glob("**/cgroup.procs"):
@@ -318,7 +337,7 @@ def test_up_over_leftovers_of_a_dead_lab_works(empty: Lab) -> None:
 
 
 def test_two_labs_live_side_by_side(empty: Lab) -> None:
-    other = Lab(f"{empty.name[:15]}-b")
+    other = Lab(f"{empty.name}b")
     try:
         empty.check("up", "--no-mesh")
         other.check("up", "--no-mesh")

@@ -18,12 +18,12 @@ def layout(slot: int = 0, nodes: int = 3, state: Path = Path("/run/ambit/t")) ->
     return Layout(name="t", state=state, slot=slot, node_names=tuple(f"node{n + 1}" for n in range(nodes)))
 
 
-@pytest.mark.parametrize("name", ["a", "ambit", "my-lab-2", "a" * 20])
+@pytest.mark.parametrize("name", ["a", "ambit", "lab2", "a" * 20])
 def test_names_that_can_be(name: str) -> None:
     assert check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "A", "-a", "a-", "a/b", "..", "a" * 21, "a b"])
+@pytest.mark.parametrize("name", ["", "A", "-a", "a-", "a/b", "..", "a" * 21, "a b", "a-b"])
 def test_names_that_cannot_be_end_with_a_usage_error(name: str) -> None:
     with pytest.raises(LabError) as error:
         check_name(name)
@@ -77,6 +77,11 @@ def test_the_lowest_free_slot_is_taken() -> None:
 def test_no_free_slot_is_an_error() -> None:
     with pytest.raises(LabError, match="in use"):
         network.free_slot([f"amb{slot}n0" for slot in range(MAX_SLOTS)])
+
+
+def test_a_link_tells_its_lab_also_without_state() -> None:
+    (node,) = layout(nodes=1).nodes
+    assert f"link set {node.machine_link} alias ambit-lab-t" in network.machine_commands(node)
 
 
 def test_a_pod_is_reached_over_its_own_link_only() -> None:

@@ -162,3 +162,14 @@ def test_what_is_no_longer_applied_goes() -> None:
     world.step(deployment(2), bare("a"))
     world.step(bare("a"))
     assert list(world.pods) == [("shop", "a")]
+
+
+def test_pods_whose_namespaces_would_have_one_name_are_refused() -> None:
+    world = World()
+    one = bare("b-c")
+    other = make_object({**one.data, "metadata": {"name": "c", "namespace": "shop-b"}})
+    world.step(one, other)
+    assert list(world.pods) == [("shop", "b-c")]
+    assert world.plan.problems == [
+        "pods shop-b/c and shop/b-c would share the network namespace's name; rename one"
+    ]
