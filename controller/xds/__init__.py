@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Delta ADS: the mesh as named resources, and each proxy told what changed."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What any delta ADS server must do, asked by a client written on grpcio alone.
 
-The double answers today; a second implementation is one more entry of `SERVERS`.
+The double and the controller's server answer the same script.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -16,6 +17,12 @@ import pytest
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.rpc import status_pb2
 
+from controller.ca.issue import new_authority, server_pair
+from controller.metrics import Metrics
+from controller.xds.server import AdsServer
+from controller.xds.snapshot import Resources
+from mesh.identity.token import TokenClaims
+from mesh.runtime.clock import SystemClock
 from mesh.testing.fake_xds import FakeXds
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -38,7 +45,52 @@ class Double(FakeXds):
         return self.ca.roots_pem
 
 
-SERVERS: dict[str, Callable[[], Any]] = {"FakeXds": Double}
+class Controller:
+    """The controller's own server over resources that the script fills by hand."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, bytes]] = {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
+        self._resources = Resources(dict.fromkeys(self._values, bytes))
+        self._authority = new_authority("cluster.local", time.time())
+        self.roots_pem = self._authority.bundle_pem
+        self.address = ""
+        synced = asyncio.Event()
+        synced.set()
+        node = TokenClaims(
+            namespace="istio-system", service_account="ztunnel", pod_name="z", pod_uid="z", node="n"
+        )
+        self._ads = AdsServer(
+            resources=self._resources,
+            authenticate=lambda _: node,
+            allow=lambda _: "",
+            metrics=Metrics(),
+            clock=SystemClock(),
+            synced=synced,
+        )
+        self._server: Any = None
+
+    def put(self, type_url: str, values: Mapping[str, bytes]) -> None:
+        self._values[type_url].update(values)
+        self._ads.publish(self._resources.update(self._values))
+
+    def remove(self, type_url: str, *names: str) -> None:
+        for name in names:
+            self._values[type_url].pop(name, None)
+        self._ads.publish(self._resources.update(self._values))
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server()
+        self._server.add_generic_rpc_handlers((self._ads.handler(),))
+        pair = server_pair(self._authority, ["localhost"], ttl_s=3600, now_s=time.time())
+        port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+        self.address = f"localhost:{port}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+
+SERVERS: dict[str, Callable[[], Any]] = {"FakeXds": Double, "controller": Controller}
 
 
 class Stream:
