@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import uvloop
 
 from mesh.identity.spiffe import IdentityError, SpiffeId
+from mesh.net.allocator import keep_buffers
 from mesh.runtime.clock import SystemClock
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.telemetry.logging import configure, set_level
@@ -215,6 +216,7 @@ def main() -> int:
     log = BoundedLogHandler(sys.stderr)
     configure(level=config.log_level, log_format=config.log_format, handler=log)
     raise_file_limit()
+    keep_buffers()
     # The cyclic collector walks every live connection: rarely, and never what was there at the start.
     gc.collect()
     gc.freeze()
