@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,12 +44,28 @@ def load(paths: Iterable[str]) -> list[RawObject]:
             problems.append(f"{file}: cannot be read: {reason}")
             continue
         found, rejections = parse_documents(text, str(file))
-        objects += found
+        objects += [_rooted(item, file.parent) for item in found]
         problems += [str(rejection) for rejection in rejections]
     problems += check(objects)
     if problems:
         raise LabError(Code.BAD_INPUT, "the input has problems:\n  " + "\n  ".join(problems))
     return objects
+
+
+def _rooted(item: RawObject, directory: Path) -> RawObject:
+    """Take relative hostPaths from the directory of their file; Kubernetes knows absolute ones only."""
+    data = copy.deepcopy(dict(item.data))
+    relative = [
+        volume["hostPath"]
+        for _, spec in pod_specs(dataclasses.replace(item, data=data))
+        for volume in spec.get("volumes") or ()
+        if isinstance(volume, Mapping)
+        and isinstance(volume.get("hostPath"), Mapping)
+        and not str(volume["hostPath"].get("path", "/")).startswith("/")
+    ]
+    for host_path in relative:
+        host_path["path"] = os.path.abspath(directory / str(host_path["path"]))
+    return dataclasses.replace(item, data=data) if relative else item
 
 
 def _files(paths: Iterable[str], problems: list[str]) -> list[Path]:

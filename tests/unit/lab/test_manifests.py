@@ -77,6 +77,17 @@ def test_a_directory_is_read_with_those_below(tmp_path: Path) -> None:
     assert [item.name for item in manifests.load([str(tmp_path)])] == ["a"]
 
 
+def test_a_relative_host_path_begins_at_its_file(tmp_path: Path) -> None:
+    text = (
+        POD
+        + "    command: [a]\n  volumes: [{name: v, hostPath: {path: ../apps}}, {name: w, hostPath: {path: /srv}}]\n"
+    )
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.yaml").write_text(text)
+    (item,) = manifests.load([str(tmp_path / "sub")])
+    assert [v["hostPath"]["path"] for v in item.spec["volumes"]] == [str(tmp_path / "apps"), "/srv"]
+
+
 def test_a_directory_without_yaml_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"has no \.yaml"):
         manifests.load([str(tmp_path)])
