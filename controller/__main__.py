@@ -12,7 +12,7 @@ from pathlib import Path
 from controller.app import App, Settings, StartError
 from controller.ca.authorise import ZTUNNEL
 from controller.ca.store import StoreError
-from controller.translate.mesh import Options
+from controller.translate.types import Options
 from mesh.model.address import parse_ip
 from mesh.telemetry.logging import LogFormat, configure
 

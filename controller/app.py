@@ -27,7 +27,8 @@ from controller.ca.issue import Authority, server_pair
 from controller.ca.service import CertificateService
 from controller.ca.store import open_authority, write_file
 from controller.metrics import Metrics
-from controller.translate.mesh import Mesh, Options, Problem, translate
+from controller.translate.mesh import Mesh, translate
+from controller.translate.types import Options, Problem
 from controller.xds.server import AdsServer
 from controller.xds.snapshot import Resources
 from mesh.config.objects import Rejection
@@ -153,8 +154,9 @@ class App:
     async def _listen(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         server.add_generic_rpc_handlers((self._ads.handler(), self._ca.handler()))
-        credentials = _credentials(self._authority, self._settings.xds_listen, self._clock)
         for host, port in self._settings.xds_listen:
+            # One object a port: gRPC takes dynamic credentials over.
+            credentials = _credentials(self._authority, self._settings.xds_listen, self._clock)
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
                 bound = server.add_secure_port(address, credentials)
@@ -214,7 +216,9 @@ class App:
 
     def _reports(self) -> set[str]:
         problems = self._mesh.problems if self._mesh is not None else ()
-        return {str(rejection) for rejection in self._snapshot.rejections} | {_say(p) for p in problems}
+        return {str(rejection) for rejection in self._snapshot.rejections} | {
+            str(problem) for problem in problems
+        }
 
     def _count(self) -> None:
         kinds = Counter(key.kind for key in self._snapshot.objects)
@@ -315,12 +319,6 @@ def _credentials(
         return configuration()
 
     return grpc.dynamic_ssl_server_credentials(configuration(), renew)
-
-
-def _say(problem: Problem) -> str:
-    where = f"{problem.file}:{problem.line}: " if problem.file else ""
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem.path).lstrip(".")
-    return f"{where}{problem.key}{': ' + path if path else ''}: {problem.reason}"
 
 
 def _problem(problem: Problem) -> dict[str, Any]:
