@@ -45,7 +45,7 @@ class Fields:
         """Tell whether the field is given; this counts as having read it."""
         return self._get(name) is not None
 
-    def keys(self) -> list[Any]:
+    def names(self) -> list[Any]:
         """Return the keys, which all count as read."""
         self._known.update(str(key) for key in self._data)
         return list(self._data)
@@ -114,7 +114,7 @@ class Fields:
     def port_map(self, name: str) -> dict[str, int]:
         """Read port numbers by the names of ports."""
         child = self.child(name)
-        return {str(key): child.integer(key, 0, 1, MAX_PORT) for key in child.keys()}
+        return {str(key): child.integer(key, 0, 1, MAX_PORT) for key in child.names()}
 
     def address(self, name: str) -> IPAddress:
         """Read an IP address that has to be given."""
@@ -154,9 +154,7 @@ class Fields:
     def unknown(self) -> list[str]:
         """Return the names of given fields that nobody read."""
         return sorted(
-            str(key)
-            for key, value in self._data.items()
-            if str(key) not in self._known and value is not None
+            str(key) for key, value in self._data.items() if str(key) not in self._known and value is not None
         )
 
     def finish(self) -> None:

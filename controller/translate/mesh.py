@@ -7,17 +7,53 @@ Pure: equal objects give an equal mesh. An object that cannot be read costs itse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from controller.translate.pods import translate_pods
-from controller.translate.types import Options, Problem
-from controller.translate.world import World
+from controller.translate.authorization import Policy, translate_authorization
+from controller.translate.members import Members
+from controller.translate.peer_authentication import PeerModes
+from controller.translate.pods import Instance, translate_pods
+from controller.translate.service_entry import translate_service_entries
+from controller.translate.services import translate_services, unserved_slices
+from controller.translate.types import Options, Problem, problem
+from controller.translate.workload_entry import translate_workload_entries
+from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, World
 from mesh.config.objects import ObjectKey, RawObject
 from mesh.model.policy import Authorization
 from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname, Workload
 
 __all__ = ["Mesh", "Options", "Problem", "translate"]
+
+READ = frozenset(
+    {
+        *(("", kind) for kind in ("Namespace", "Node", "Pod", "Service")),
+        ("discovery.k8s.io", "EndpointSlice"),
+        ("ambit.io", "Enrollment"),
+        (ISTIO_NETWORKING, "ServiceEntry"),
+        (ISTIO_NETWORKING, "WorkloadEntry"),
+        (ISTIO_SECURITY, "AuthorizationPolicy"),
+        (ISTIO_SECURITY, "PeerAuthentication"),
+        (GATEWAY_API, "Gateway"),
+        (GATEWAY_API, "GatewayClass"),
+        *(("", kind) for kind in ("ConfigMap", "Secret", "ServiceAccount", "Endpoints", "Event")),
+    }
+)
+"""Kinds that are translated, or that say nothing to the mesh (the last line)."""
+WITHOUT_EFFECT = frozenset(
+    {
+        "apps",
+        "batch",
+        "autoscaling",
+        "policy",
+        "coordination.k8s.io",
+        "rbac.authorization.k8s.io",
+        "apiextensions.k8s.io",
+        "scheduling.k8s.io",
+        "storage.k8s.io",
+    }
+)
+"""Groups of kinds that are the cluster's business alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +69,51 @@ class Mesh:
 def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
     """Translate a snapshot of the cluster; never raises for what the objects hold."""
     world = World(objects, options)
-    instances = translate_pods(world)
+    members = Members(translate_pods(world))
+    _add_entries(world, members)
+    services = translate_services(world, members)
+    unserved_slices(world, services)
+    services.update(translate_service_entries(world, members, services))
+    policies = translate_authorization(world)
+    modes = PeerModes(world)
+    served = {policy.authorization.key: policy.authorization for policy in policies}
+    workloads = {}
+    for instance, workload in members.joined():
+        applied = _applied(instance, workload, policies, modes)
+        served.update({policy.key: policy for policy in applied})
+        names = tuple(policy.key for policy in applied)
+        workloads[workload.uid] = replace(workload, authorization_policies=names)
+    _report_kinds(world)
     return Mesh(
-        workloads={instance.workload.uid: instance.workload for instance in instances},
-        services={},
-        policies={},
-        problems=tuple(world.problems),
+        workloads=workloads, services=services, policies=served, problems=tuple(dict.fromkeys(world.problems))
     )
+
+
+def _add_entries(world: World, members: Members) -> None:
+    """Take WorkloadEntries in, save those that would take the address of another."""
+    for instance in translate_workload_entries(world):
+        workload = instance.workload
+        owner = next(filter(None, (members.at(workload.network, a) for a in workload.addresses)), None)
+        if owner is not None:
+            reason = f"the address is that of {owner.workload.uid}; the entry is left out of the mesh"
+            world.problems.append(problem(instance.source, ("spec", "address"), reason, "error"))
+            continue
+        members.add(instance)
+
+
+def _applied(
+    instance: Instance, workload: Workload, policies: list[Policy], modes: PeerModes
+) -> list[Authorization]:
+    found = [p.authorization for p in policies if p.applies(workload.namespace, instance.labels)]
+    strict = modes.policy_for(workload.namespace, instance.labels)
+    if strict is not None:
+        found.append(strict)
+    return sorted(found, key=lambda policy: policy.key)
+
+
+def _report_kinds(world: World) -> None:
+    for group, kind in world.kinds():
+        if (group, kind) in READ or group in WITHOUT_EFFECT:
+            continue
+        for obj in world.all(group, kind):
+            world.problems.append(problem(obj, ("kind",), f"{kind} is not honoured by ztunnel; no effect"))
