@@ -80,12 +80,13 @@ def test_a_directory_is_read_with_those_below(tmp_path: Path) -> None:
 def test_a_relative_host_path_begins_at_its_file(tmp_path: Path) -> None:
     text = (
         POD
-        + "    command: [a]\n  volumes: [{name: v, hostPath: {path: ../apps}}, {name: w, hostPath: {path: /srv}}]\n"
+        + "    command: [a]\n"
+        + "  volumes: [{name: v, hostPath: {path: ../b}}, {name: w, hostPath: {path: /s}}]\n"
     )
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.yaml").write_text(text)
     (item,) = manifests.load([str(tmp_path / "sub")])
-    assert [v["hostPath"]["path"] for v in item.spec["volumes"]] == [str(tmp_path / "apps"), "/srv"]
+    assert [v["hostPath"]["path"] for v in item.spec["volumes"]] == [str(tmp_path / "b"), "/s"]
 
 
 def test_a_directory_without_yaml_is_a_problem(tmp_path: Path) -> None:
