@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements beside a peer, in one run: ratios, never absolute times."""

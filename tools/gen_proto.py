@@ -25,7 +25,13 @@ def generate(out: Path) -> list[str]:
     """Write the modules under `out` and return their names relative to `mesh/proto`."""
     well_known = str(resources.files("grpc_tools") / "_proto")
     for source in sorted((ROOT / "proto").glob("*.proto")):
-        args = ["protoc", f"-Imesh/proto={ROOT / 'proto'}", f"-I{well_known}", f"--python_out={out}", f"--pyi_out={out}"]
+        args = [
+            "protoc",
+            f"-Imesh/proto={ROOT / 'proto'}",
+            f"-I{well_known}",
+            f"--python_out={out}",
+            f"--pyi_out={out}",
+        ]
         if source.name in GRPC_SERVICES:
             args.append(f"--grpc_python_out={out}")
         if protoc.main([*args, f"mesh/proto/{source.name}"]) != 0:

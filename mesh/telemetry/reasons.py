@@ -143,7 +143,7 @@ _TEXT = {
     Reason.CERTIFICATE_EXPIRED: "a certificate is past its end",
     Reason.CERTIFICATE_REVOKED: "the peer's certificate is revoked",
     Reason.TLS_FAILURE: "the TLS handshake or session failed",
-    Reason.NO_CAPTURE_RECORD: "the connection was not captured by the mesh (a direct dial to a reserved port?)",
+    Reason.NO_CAPTURE_RECORD: "the connection was not captured by the mesh (a dial of a reserved port?)",
     Reason.UNKNOWN_SOURCE: "the calling workload is not known",
     Reason.UNKNOWN_DESTINATION: "the destination is not known",
     Reason.BAD_AUTHORITY: "the tunnel's authority is not an address and port of this workload",

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: coroutine tests, no skipped root test, nothing left on the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.leaks import Census
+
+LACKING = "this kernel has no", "this host has no"
+"""Reasons that may skip a root test as root: what is missing is not ours to install."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test on a loop of its own; other tests are run by pytest itself."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Turn a root test that is skipped although we are root into a failure."""
+    report: pytest.TestReport = yield  # type: ignore[assignment,misc]
+    if report.skipped and os.geteuid() == 0 and item.get_closest_marker("root") is not None:
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
+        if not any(lacking in reason for lacking in LACKING):
+            report.outcome = "failed"
+            report.longrepr = f"a root test was skipped as root: {reason}"
+    return report  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_machine() -> Iterator[None]:
+    """Fail the run when it leaves namespaces, cgroups, pins, links or processes behind."""
+    before = Census.take()
+    yield
+    left = Census.take().beyond(before)
+    assert not left, "the tests left behind: " + "; ".join(left)
