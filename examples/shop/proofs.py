@@ -77,8 +77,8 @@ def enrolled(shop: Shop, directory: Path) -> list[Proof]:
         Proof(
             name="enrolled",
             good=not wrong and bool(inside),
-            seen=f"{captured_inside} of {len(inside)} pods of namespace shop are captured (ztunnel listens in "
-            f"each on {', '.join(LISTENERS)}); of namespace outside {captured_outside} of {len(outside)}"
+            seen=f"{captured_inside} of {len(inside)} pods of namespace shop are captured (ztunnel listens "
+            f"in each on {', '.join(LISTENERS)}); of namespace outside {captured_outside} of {len(outside)}"
             + (f"; wrong: {', '.join(wrong)}" if wrong else ""),
             expected="all pods of shop captured and none of outside",
             then=shop.command("get", "pods -A -o wide"),
@@ -175,8 +175,10 @@ def identities(shop: Shop, directory: Path) -> list[Proof]:
     """Who talked to whom, as the ztunnels' metrics have it, each side by its certificate."""
     del directory
 
-    def look() -> dict[tuple[str, str], float]:
-        found: dict[tuple[str, str], float] = collections.defaultdict(float)
+    found: dict[tuple[str, str], float] = collections.defaultdict(float)
+
+    def look() -> bool:
+        found.clear()
         for node in NODES:
             for labels, value in _series(shop.metrics(node), "istio_tcp_connections_opened_total"):
                 if (
@@ -184,12 +186,12 @@ def identities(shop: Shop, directory: Path) -> list[Proof]:
                     and labels.get("connection_security_policy") == "mutual_tls"
                 ):
                     found[labels["source_principal"], labels["destination_principal"]] += value
-        return dict(found) if all(_edge(*edge) in found for edge in EDGES) else {}
+        return all(_edge(*edge) in found for edge in EDGES)
 
-    seen = eventually(look, SETTLE_S)
+    eventually(look, SETTLE_S)
     proofs = []
     for edge in EDGES:
-        count = seen.get(_edge(*edge), 0.0)
+        count = found.get(_edge(*edge), 0.0)
         proofs.append(
             Proof(
                 name="identity",
