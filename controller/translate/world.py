@@ -85,6 +85,9 @@ class World:
         if name in ("", "none") or GATEWAY_API + "/gateway-name" in obj.labels:
             return None
         namespace = labels.get("istio.io/use-waypoint-namespace", "") or obj.namespace
+        if obj.kind == "Service" and (obj.namespace, obj.name) == (namespace, name):
+            # The way to the waypoint cannot lead through it.
+            return None
         gateway = self.get(GATEWAY_API, "Gateway", namespace, name)
         path = ("metadata", "labels", "istio.io/use-waypoint")
         if gateway is None:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from controller.translate.mesh import Mesh, Options, translate
+from mesh.authz.evaluate import Connection, evaluate
 from mesh.config.objects import make_object
+from mesh.identity.spiffe import SpiffeId
+from mesh.model.address import parse_ip
 from mesh.model.policy import Action, Match, StringMatch, StringMatchKind
 
 STATIC = "istio-system/istio_converted_static_strict"
@@ -138,3 +141,21 @@ def test_ill_typed_leaves_wider_modes(spec: Any, path: Any) -> None:
     found = mesh_of(peer(ROOT, "m", strict()), peer("shop", "w", spec))
     assert listed(found) == (STATIC,)
     assert [(p.path, p.severity) for p in found.problems] == [(path, "error")]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("parent", "exception"), [("STRICT", "PERMISSIVE"), ("PERMISSIVE", "STRICT")])
+@pytest.mark.parametrize("port", [80, 81])
+def test_evaluation_of_port_level_modes(known: bool, parent: str, exception: str, port: int) -> None:
+    found = mesh_of(
+        peer("shop", "w", strict(parent, selector=MINE, portLevelMtls={"80": {"mode": exception}}))
+    )
+    connection = Connection(
+        source_identity=SpiffeId.parse("spiffe://cluster.local/ns/shop/sa/b") if known else None,
+        source_ip=parse_ip("10.0.0.2"),
+        destination_ip=parse_ip("10.0.0.1"),
+        destination_port=port,
+    )
+    mode = exception if port == 80 else parent
+    verdict = evaluate([found.policies[name] for name in listed(found)], connection)
+    assert verdict.allowed is (known or mode == "PERMISSIVE")

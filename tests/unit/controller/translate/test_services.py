@@ -308,3 +308,33 @@ def test_highest_port_is_served() -> None:
 def test_unknown_field_is_reported() -> None:
     found = mesh_of(service(selectors={}))
     assert [(p.path, p.severity) for p in found.problems] == [(("spec", "selectors"), "warning")]
+
+
+def waypoint(allowed: str = "Same", namespace: str = "shop") -> dict[str, Any]:
+    listener = {"port": 15008, "protocol": "HBONE", "allowedRoutes": {"namespaces": {"from": allowed}}}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "wp", "namespace": namespace},
+        "spec": {"listeners": [listener]},
+        "status": {"addresses": [{"type": "IPAddress", "value": "10.96.0.9"}]},
+    }
+
+
+def namespace_with(**labels: str) -> dict[str, Any]:
+    given = {f"istio.io/{name.replace('_', '-')}": value for name, value in labels.items()}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": given}}
+
+
+def test_waypoint_of_the_namespace_serves_all_but_its_own_service() -> None:
+    found = mesh_of(service(), service("wp"), waypoint(), namespace_with(use_waypoint="wp"))
+    with_waypoint = {s.name for s in found.services.values() if s.waypoint is not None}
+    assert with_waypoint == {"web"}
+
+
+@pytest.mark.parametrize(("allowed", "attached"), [("All", True), ("Same", False)])
+def test_waypoint_of_another_namespace_has_to_admit(allowed: str, attached: bool) -> None:
+    labels = namespace_with(use_waypoint="wp", use_waypoint_namespace="infra")
+    found = mesh_of(service(), waypoint(allowed, "infra"), labels)
+    assert (found.services[KEY].waypoint is not None) is attached
+    assert ["no HBONE listener admits" in p.reason for p in found.problems] == [True] * (not attached)
