@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from controller.translate.fields import selects
 from controller.translate.pods import Instance
 from mesh.model.address import IPAddress
 from mesh.model.workload import NamespacedHostname, NetworkMode, PortMap, Workload
@@ -16,6 +17,7 @@ class Members:
 
     def __init__(self, instances: Iterable[Instance]) -> None:
         self._instances: dict[str, Instance] = {}
+        self._by_namespace: dict[str, list[Instance]] = {}
         self._by_address: dict[tuple[str, IPAddress], str] = {}
         self._services: dict[str, dict[NamespacedHostname, dict[int, int]]] = {}
         for instance in instances:
@@ -27,6 +29,7 @@ class Members:
         if workload.uid in self._instances:
             return
         self._instances[workload.uid] = instance
+        self._by_namespace.setdefault(workload.namespace, []).append(instance)
         if workload.network_mode is NetworkMode.STANDARD:
             for address in workload.addresses:
                 self._by_address.setdefault((workload.network, address), workload.uid)
@@ -44,10 +47,8 @@ class Members:
         """Return the labelled workloads of a namespace that have all labels of `selector`."""
         return [
             instance
-            for instance in self._instances.values()
-            if instance.workload.namespace == namespace
-            and instance.labels
-            and all(instance.labels.get(key) == value for key, value in selector.items())
+            for instance in self._by_namespace.get(namespace, [])
+            if instance.labels and selects(selector, instance.labels)
         ]
 
     def join(self, instance: Instance, service: NamespacedHostname, ports: Mapping[int, int]) -> None:

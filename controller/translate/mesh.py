@@ -77,11 +77,17 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
     policies = translate_authorization(world)
     modes = PeerModes(world)
     served = {policy.authorization.key: policy.authorization for policy in policies}
+    everywhere = [policy for policy in policies if policy.everywhere]
+    selecting: dict[str, list[Policy]] = {}
+    for policy in policies:
+        if not policy.everywhere:
+            selecting.setdefault(policy.authorization.namespace, []).append(policy)
     workloads = {}
     for instance, workload in members.joined():
-        applied = _applied(instance, workload, policies, modes)
-        served.update({policy.key: policy for policy in applied})
-        names = tuple(policy.key for policy in applied)
+        near = [*everywhere, *selecting.get(workload.namespace, [])]
+        applied = _applied(instance, workload, near, modes)
+        served.update({authorization.key: authorization for authorization in applied})
+        names = tuple(authorization.key for authorization in applied)
         workloads[workload.uid] = replace(workload, authorization_policies=names)
     _report_kinds(world)
     return Mesh(
