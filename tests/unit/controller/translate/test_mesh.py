@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from controller.translate.mesh import Options, Problem, translate
 from mesh.config.objects import ObjectKey, RawObject, make_object, parse_documents
+from mesh.xds.decode import decode_address, decode_authorization
+from mesh.xds.encode import encode_address, encode_authorization
 
 VALUES = st.recursive(
     st.none()
@@ -157,7 +159,7 @@ def raw(draw: st.DrawFn) -> RawObject | None:
         return None
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(raw(), min_size=2, max_size=8))
 def test_nothing_that_objects_hold_raises(objects: list[RawObject | None]) -> None:
     found = {obj.key: obj for obj in objects if obj is not None}
@@ -167,8 +169,12 @@ def test_nothing_that_objects_hold_raises(objects: list[RawObject | None]) -> No
         assert workload.uid == uid
         assert set(workload.services) <= set(mesh.services)
         assert set(workload.authorization_policies) <= set(mesh.policies)
+        assert decode_address(encode_address(workload)) == workload
+    for service in mesh.services.values():
+        assert decode_address(encode_address(service)) == service
     for policy in mesh.policies.values():
         assert all(clause for rule in policy.rules for clause in rule)
+        assert decode_authorization(encode_authorization(policy)) == policy
 
 
 def mesh_problems(text: str) -> tuple[Problem, ...]:
