@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One end of our HBONE pair as a process: `python -m tests.perf.hbone_node in|out DIR PORT`.
+"""One end of our HBONE pair as a process: `python -m bench.hbone_node in|out DIR PORT`.
 
 `out` takes plain TCP and tunnels it to the HBONE port PORT; `in` takes HBONE and dials the
 application at PORT. The last line before serving is the port that it listens on.
