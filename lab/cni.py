@@ -44,6 +44,8 @@ async def call(socket: Path, command: str, pod: Mapping[str, Any], netns: str) -
                 writer.close()
     except TimeoutError as error:
         raise CniError(f"the node agent did not answer within {TIMEOUT_S:.0f} s") from error
+    except FileNotFoundError as error:
+        raise CniError("the node agent has not opened its socket yet") from error
     except (OSError, ValueError) as error:
         raise CniError(f"the node agent cannot be reached: {error}") from error
     result = str(answer.get("result", "error"))

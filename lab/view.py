@@ -138,7 +138,9 @@ def _tell(layout: Layout, found: Snapshot, told: set[str], say: Callable[[str], 
             how = ", in the mesh" if str(pod.metadata.get("uid")) in captured else ""
             lines.append(f"{name} runs on {pod.spec.get('nodeName')}{how}")
         elif (why := why_not_ready(pod)) and pod.status.get("message"):
-            lines.append(f"{name} waits: {why}")
+            # At a start all pods wait for the mesh for one reason: that is one line.
+            for_mesh = pod.status.get("reason") == "WaitingForMesh"
+            lines.append(f"pods wait for the mesh: {why}" if for_mesh else f"{name} waits: {why}")
     for line in lines:
         if line not in told:
             told.add(line)
