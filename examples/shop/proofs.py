@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shop import NODES, Shop, ShopError, eventually, full_name, main_pid, pod_ip
+from shop import METRICS_URL, NODES, Shop, ShopError, eventually, full_name, main_pid, pod_ip
 from wire import HBONE_PORT, Capture, CaptureError, Wire
 
 ROUNDS = 20
@@ -33,6 +33,7 @@ EDGES = (
     ("order", "payment"),
 )
 """Who must have talked to whom, by service account."""
+BANK = "api.bank.example"
 SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -182,27 +183,26 @@ def identities(shop: Shop, directory: Path) -> list[Proof]:
         found.clear()
         for node in NODES:
             for labels, value in _series(shop.metrics(node), "istio_tcp_connections_opened_total"):
-                if (
-                    labels.get("reporter") == "destination"
-                    and labels.get("connection_security_policy") == "mutual_tls"
-                ):
+                policy = labels.get("connection_security_policy")
+                if labels.get("reporter") == "destination" and policy == "mutual_tls":
                     found[labels["source_principal"], labels["destination_principal"]] += value
-        return all(_edge(*edge) in found for edge in EDGES)
+                if labels.get("reporter") == "source" and labels.get("destination_service") == BANK:
+                    found[labels["source_canonical_service"], BANK] += value
+        return all(_edge(*edge) in found for edge in EDGES) and ("payment", BANK) in found
 
     eventually(look, SETTLE_S)
-    proofs = []
-    for edge in EDGES:
-        count = found.get(_edge(*edge), 0.0)
-        proofs.append(
-            Proof(
-                name="identity",
-                good=count > 0,
-                seen=f"{_edge(*edge)[0]} -> {_edge(*edge)[1]}: {count:.0f} connections, mutual_tls",
-                expected=f"connections {' -> '.join(_edge(*edge))} in the metrics of its node",
-                then=f"ip netns exec ambit-{shop.name}-node1 curl -s http://127.0.0.1:15020/metrics",
-            )
+    shown = [(*_edge(*edge), "mutual_tls") for edge in EDGES]
+    shown.append(("payment", BANK, "in the clear: a ServiceEntry, outside the mesh"))
+    return [
+        Proof(
+            name="identity",
+            good=found.get((source, destination), 0.0) > 0,
+            seen=f"{source} -> {destination}: {found.get((source, destination), 0.0):.0f} connections, {how}",
+            expected=f"connections {source} -> {destination} in the metrics of a node",
+            then=f"ip netns exec ambit-{shop.name}-node1 curl -s {METRICS_URL}; the same with node2",
         )
-    return proofs
+        for source, destination, how in shown
+    ]
 
 
 def _edge(source: str, destination: str) -> tuple[str, str]:

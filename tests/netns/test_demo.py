@@ -60,5 +60,5 @@ def test_demo_proves_the_main_job_and_leaves_nothing() -> None:
     assert done.returncode == 0, told
     for name in PROVEN:
         assert any(line.startswith(f"PROVEN  {name} ") for line in lines), f"no line for {name}:\n{told}"
-    assert sum(line.startswith("PROVEN  identity ") for line in lines) == 7, told
+    assert sum(line.startswith("PROVEN  identity ") for line in lines) == 8, told
     assert remains() == []
