@@ -91,7 +91,10 @@ class App:
         self._metrics = Metrics()
         self._synced = asyncio.Event()
         self._tasks = TaskOwner("controller")
-        self._resources = Resources({ADDRESS_TYPE: encode_address, AUTHORIZATION_TYPE: encode_authorization})
+        self._resources = Resources(
+            {ADDRESS_TYPE: encode_address, AUTHORIZATION_TYPE: encode_authorization},
+            named_by_others=frozenset({AUTHORIZATION_TYPE}),
+        )
         self._snapshot = Snapshot(objects={})
         self._mesh: Mesh | None = None
         self._tenants = Tenants(frozenset(), frozenset())

@@ -58,8 +58,12 @@ class Table:
 class Resources:
     """Every type that is served; one writer, readers on the same loop."""
 
-    def __init__(self, encoders: Mapping[str, Callable[[Any], bytes]]) -> None:
+    def __init__(
+        self, encoders: Mapping[str, Callable[[Any], bytes]], named_by_others: frozenset[str] = frozenset()
+    ) -> None:
         self._tables = {type_url: Table(encode) for type_url, encode in encoders.items()}
+        self.named_by_others = named_by_others
+        """Types whose resources others refer to: they come first, and go last."""
 
     @property
     def types(self) -> tuple[str, ...]:

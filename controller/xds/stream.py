@@ -73,32 +73,46 @@ class ProxyStream:
         return told
 
     def next_push(self) -> Push | None:
-        """Return the next response that is due; None: the proxy has everything."""
+        """Return the next response that is due; None: the proxy has everything.
+
+        What others name is told before them and withdrawn after them, so that no proxy ever
+        holds a workload with a policy that it does not have.
+        """
+        named = self._resources.named_by_others
         for type_url in self._order():
-            push = self._push_of(type_url, self._subscriptions[type_url])
+            push = self._push_of(type_url, removals=type_url not in named)
             if push is not None:
+                return push
+        for type_url in self._order():
+            if type_url in named and (push := self._push_of(type_url, removals=True)) is not None:
                 return push
         return None
 
     def _order(self) -> list[str]:
-        """Order types as they are served: addresses before what refers to them."""
+        """Order types as they are served, those that others name first."""
+        named = self._resources.named_by_others
         known = [url for url in self._resources.types if url in self._subscriptions]
+        known.sort(key=lambda url: url not in named)
         return known + [url for url in self._subscriptions if url not in known]
 
-    def _push_of(self, type_url: str, subscription: _Subscription) -> Push | None:
+    def _push_of(self, type_url: str, *, removals: bool) -> Push | None:
+        subscription = self._subscriptions[type_url]
         now = self._resources.of(type_url)
         resources: list[tuple[str, Encoded]] = []
         removed: list[str] = []
+        later: set[str] = set()
         # One response, however large: a proxy that had half of a first one would take the rest for unknown.
         for name in sorted(subscription.pending):
             encoded = now.get(name)
             if encoded is None:
-                if subscription.told.pop(name, None) is not None:
+                if not removals and not subscription.owed:
+                    later.add(name)
+                elif subscription.told.pop(name, None) is not None:
                     removed.append(name)
             elif subscription.told.get(name) != encoded.version:
                 subscription.told[name] = encoded.version
                 resources.append((name, encoded))
-        subscription.pending.clear()
+        subscription.pending = later
         if not resources and not removed and not subscription.owed:
             return None
         subscription.owed = False

@@ -91,6 +91,22 @@ def test_types_are_told_in_the_order_of_the_table() -> None:
     assert [push.type_url for push in drain(stream)] == [A, B]
 
 
+def test_what_others_name_comes_first_and_goes_last() -> None:
+    table = Resources({A: str.encode, B: str.encode}, named_by_others=frozenset({B}))
+    stream = ProxyStream(table)
+    ask(stream, A)
+    ask(stream, B)
+    assert [push.type_url for push in drain(stream)] == [B, A]
+    stream.changed(table.update({A: {"w": "names p"}, B: {"p": "1"}}))
+    assert [(push.type_url, names(push)) for push in drain(stream)] == [(B, (["p"], [])), (A, (["w"], []))]
+    stream.changed(table.update({A: {"w": "names q"}, B: {"q": "1"}}))
+    assert [(push.type_url, names(push)) for push in drain(stream)] == [
+        (B, (["q"], [])),
+        (A, (["w"], [])),
+        (B, ([], ["p"])),
+    ]
+
+
 def test_a_refusal_is_kept_until_the_next_acceptance() -> None:
     table = resources(x="1")
     stream = ProxyStream(table)
