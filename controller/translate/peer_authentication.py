@@ -29,6 +29,7 @@ class _Peer:
     selector: Mapping[str, str]
     mode: str
     ports: Mapping[int, str]
+    unreadable: bool = False
 
 
 class PeerModes:
@@ -42,10 +43,13 @@ class PeerModes:
             try:
                 peer = _read(obj, world)
             except IllTypedError as error:
-                world.report(obj, error, "the object is left out, and wider modes hold")
-                continue
+                world.report(obj, error, "it is taken for STRICT until it can be read")
+                peer = _unreadable(obj)
             if not peer.selector:
-                self._wide.setdefault(peer.namespace, peer)
+                # The oldest counts, but what cannot be read closes whatever its age.
+                known = self._wide.setdefault(peer.namespace, peer)
+                if peer.unreadable and not known.unreadable:
+                    self._wide[peer.namespace] = peer
             elif peer.namespace != self._root:
                 self._selecting.setdefault(peer.namespace, []).append(peer)
 
@@ -110,6 +114,21 @@ def _read(obj: RawObject, world: World) -> _Peer:
     if labels and obj.namespace == world.options.root_namespace:
         fields.report("selector", "a PeerAuthentication with a selector has no effect in the root namespace")
     return _Peer(namespace=obj.namespace, name=obj.name, selector=labels, mode=mode, ports=ports)
+
+
+def _unreadable(obj: RawObject) -> _Peer:
+    """Stand in for an object whose meaning is not clear: STRICT for whom it selects, if that can be read."""
+    selector = obj.spec.get("selector")
+    labels = selector.get("matchLabels") if isinstance(selector, Mapping) else None
+    readable = isinstance(labels, Mapping) and all(isinstance(value, str) for value in labels.values())
+    return _Peer(
+        namespace=obj.namespace,
+        name=obj.name,
+        selector={str(key): str(value) for key, value in labels.items()} if readable and labels else {},
+        mode=_STRICT,
+        ports={},
+        unreadable=True,
+    )
 
 
 def _mode(fields: Fields) -> str:

@@ -159,3 +159,23 @@ def test_evaluation_of_port_level_modes(known: bool, parent: str, exception: str
     mode = exception if port == 80 else parent
     verdict = evaluate([found.policies[name] for name in listed(found)], connection)
     assert verdict.allowed is (known or mode == "PERMISSIVE")
+
+
+@pytest.mark.parametrize(
+    ("spec", "applies"),
+    [
+        ({"mtls": {"mode": "strict"}}, True),
+        ({"mtls": 5}, True),
+        (
+            {"mtls": {"mode": "PERMISSIVE"}, "portLevelMtls": {"http": {"mode": "STRICT"}}, "selector": MINE},
+            True,
+        ),
+        ({"mtls": {"mode": "nothing"}, "selector": {"matchLabels": {"app": "other"}}}, False),
+        ({"mtls": {"mode": "nothing"}, "selector": 5}, True),
+    ],
+)
+def test_what_cannot_be_read_is_strict_for_whom_it_selects(spec: dict[str, Any], applies: bool) -> None:
+    older = peer("shop", "older", strict("PERMISSIVE"), "2020-01-01T00:00:00Z")
+    mesh = mesh_of(older, peer("shop", "w", spec, "2026-01-01T00:00:00Z"))
+    assert listed(mesh) == ((STATIC,) if applies else ())
+    assert any(problem.severity == "error" for problem in mesh.problems)
