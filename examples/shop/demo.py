@@ -91,8 +91,8 @@ def _lab(shop: Shop) -> Iterator[None]:
         yield
     finally:
         # A second Ctrl-C must not leave half a lab.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         shop.down()
 
 
@@ -104,7 +104,9 @@ def main(argv: list[str]) -> int:
     """Run the demo and return its exit code."""
     options = _options(argv)
     once = options.once or not (sys.stdin.isatty() and sys.stdout.isatty())
+    # A closed terminal must not leave the lab behind either.
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
     shop = Shop(options.name)
     if os.geteuid() != 0:
         say("the demo makes network namespaces and loads BPF: run it as root (sudo make demo)")
