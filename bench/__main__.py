@@ -93,6 +93,8 @@ def _run(subjects: list[Subject], options: argparse.Namespace, results: Results)
     """Interleave: what disturbs the machine for a while disturbs every subject."""
     for index in range(options.rounds):
         for load in options.only or LOADS:
+            if load == "idle" and index:
+                continue  # Processes keep what they once took: only the first look is one at rest.
             for subject in subjects[index % len(subjects) :] + subjects[: index % len(subjects)]:
                 print(
                     f"round {index + 1}/{options.rounds} {load} {subject.name}", file=sys.stderr, flush=True
