@@ -27,6 +27,7 @@ lint: bootstrap
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) tools/gen_proto.py --check
+	$(PYTHON) tools/dashboards.py --check
 
 unit: bootstrap
 	$(PYTEST) tests/unit tests/direct tests/interop $(ARGS)
@@ -42,6 +43,7 @@ bootstrap:
 
 gen: bootstrap
 	$(PYTHON) tools/gen_proto.py
+	$(PYTHON) tools/dashboards.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench/out

@@ -58,6 +58,7 @@ class Agent:
         self._zds: ZdsListener | None = None
         self._cni: CniServer | None = None
         self._admin: HttpServer | None = None
+        self._metrics: HttpServer | None = None
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -158,6 +159,9 @@ class Agent:
         )
         self._admin = HttpServer("agent admin", admin.routes())
         await self._admin.start(settings.admin_host, settings.admin_port)
+        # Of all pages only this one may be seen from outside the node.
+        self._metrics = HttpServer("agent metrics", {"/metrics": admin.routes()["/metrics"]})
+        await self._metrics.start(settings.metrics_host, settings.metrics_port)
         self._loops = [
             create_task(self._watch(registry), name="watch objects", owner=self._tasks),
             create_task(registry.watch_departed(), name="watch departed pods", owner=self._tasks),
@@ -242,7 +246,7 @@ class Agent:
     async def close(self) -> None:
         """Stop; what is captured stays captured."""
         await self._tasks.close()
-        for part in (self._cni, self._zds, self._registry, self._admin):
+        for part in (self._cni, self._zds, self._registry, self._admin, self._metrics):
             if part is not None:
                 await part.close()
         if self._node is not None:

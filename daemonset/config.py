@@ -45,6 +45,8 @@ class Settings:
     bpf_python: Path = Path("/usr/bin/python3")
     admin_host: str = "127.0.0.1"
     admin_port: int = 15016
+    metrics_host: str = "0.0.0.0"
+    metrics_port: int = 15017
     kubelet_tgid: int = 0
     """Thread group whose connects are probes, on hosts where cgroups do not tell; 0: by cgroup."""
     excluded_namespaces: frozenset[str] = frozenset({"istio-system", "kube-system"})
@@ -77,6 +79,7 @@ def parse(environment: Mapping[str, str]) -> Settings:
     read = _Reader(environment)
     pods_cgroup = read.path("AMBIT_PODS_CGROUP")
     admin_host, admin_port = read.address("AMBIT_AGENT_ADDR", "127.0.0.1:15016")
+    metrics_host, metrics_port = read.address("AMBIT_AGENT_METRICS_ADDR", "0.0.0.0:15017")
     status_dir = environment.get("AMBIT_STATUS_DIR")
     deadline_s = read.seconds("AMBIT_PLAINTEXT_DEADLINE_S", -1.0)
     objects = environment.get("AMBIT_OBJECTS")
@@ -99,6 +102,8 @@ def parse(environment: Mapping[str, str]) -> Settings:
         bpf_python=read.path("AMBIT_BPF_PYTHON", "/usr/bin/python3"),
         admin_host=admin_host,
         admin_port=admin_port,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
         kubelet_tgid=int(read.seconds("AMBIT_KUBELET_TGID", 0)),
         excluded_namespaces=read.names("AMBIT_EXCLUDED_NAMESPACES", "istio-system,kube-system"),
         load_timeout_s=read.seconds("AMBIT_LOAD_TIMEOUT_S", 60.0),

@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from lab_bed import MANIFEST, ONLY_FRIEND, STRICT, Lab, eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -21,113 +17,8 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-LAB = "meshtest"
-
-
-def pod(
-    name: str, node: str, *, account: str = "default", command: str = "[sleep, infinity]", extra: str = ""
-) -> str:
-    return f"""
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: shop, labels: {{app: {name}{extra}}}}}
-spec:
-  nodeName: {node}
-  serviceAccountName: {account}
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: c
-    command: {command}
----"""
-
-
-SERVER = '[/usr/bin/python3, -u, -m, http.server, "8080", --bind, "::"]'
-MANIFEST = (
-    """
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
----"""
-    + pod("server", "node1", account="server", command=SERVER)
-    + pod("friend", "node2", account="friend")
-    + pod("snoop", "node2", account="snoop")
-    + pod("outsider", "node2", extra=", istio.io/dataplane-mode: none")
-    + """
-apiVersion: v1
-kind: Service
-metadata: {name: server, namespace: shop}
-spec:
-  selector: {app: server}
-  ports: [{name: http, port: 80, targetPort: 8080}]
-"""
-)
-STRICT = """
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: shop}
-spec: {mtls: {mode: STRICT}}
-"""
-ONLY_FRIEND = """
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: only-friend, namespace: shop}
-spec:
-  selector: {matchLabels: {app: server}}
-  action: ALLOW
-  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/friend]}}]}]
-"""
-CALL = (
-    "import sys,urllib.request as u\n"
-    "try: print('got', len(u.urlopen(sys.argv[1], timeout=5).read()))\n"
-    "except Exception as e: print('refused', type(e).__name__)"
-)
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cli", "lab", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=REPOSITORY,
-    )
-
-
-def ambit(*words: str) -> str:
-    done = run(*words, "--name", LAB)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
-def call(name: str, url: str = "http://server/") -> str:
-    done = run("exec", f"shop/{name}", "--name", LAB, "--", "/usr/bin/python3", "-c", CALL, url)
-    return done.stdout.partition(" ")[0] or done.stderr
-
-
-def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
-    """Poll; a process that does not answer yet counts as not yet."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if value := condition():
-                return value
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
-
-
-def admin(path: str) -> Any:
-    state = json.loads(Path("/run/ambit", LAB, "lab.json").read_text())
-    host = f"127.0.0.{int(state['slot']) + 1}"
-    with urllib.request.urlopen(f"http://{host}:15014{path}", timeout=5) as answer:
-        return json.load(answer)
-
-
-def log(node: str) -> str:
-    return Path("/run/ambit", LAB, "nodes", node, "ztunnel.log").read_text()
+LAB = Lab("meshtest")
+call, admin, log, ambit = LAB.call, LAB.admin, LAB.log, LAB.ambit
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +30,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ambit("up", "-f", str(directory), "--nodes", "2")
         yield directory
     finally:
-        run("down", "--name", LAB)
+        LAB.run("down")
 
 
 @pytest.fixture
@@ -230,7 +121,7 @@ def test_the_controller_can_die_and_nobody_notices(lab: Path) -> None:
 
 
 def test_a_bad_document_is_rejected_by_file_and_line_and_the_rest_stays(lab: Path) -> None:
-    objects = Path("/run/ambit", LAB, "objects", "Service", "shop")
+    objects = LAB.state / "objects" / "Service" / "shop"
     bad = objects / "broken.yaml"
     bad.write_text(
         "apiVersion: v1\nkind: Service\nmetadata: {name: broken, namespace: shop, labels: {v: 1}}\n"

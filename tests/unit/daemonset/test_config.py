@@ -27,6 +27,7 @@ def test_the_contract_is_enough_and_defaults_fill_the_rest() -> None:
     assert settings.objects == (Path("/run/ambit/demo/objects"), Path("/run/ambit/demo/status"))
     assert settings.ztunnel_cgroup == Path(FULL["AMBIT_PODS_CGROUP"]) / "ztunnel"
     assert (settings.admin_host, settings.admin_port) == ("127.0.0.1", 15016)
+    assert (settings.metrics_host, settings.metrics_port) == ("0.0.0.0", 15017)
     assert settings.status_dir is None
     assert settings.bpf_python == Path("/usr/bin/python3")
     assert settings.describe()["node"] == "n1"
