@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lab.errors import Code
+from mesh.runtime.version import VERSION
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXIT_NO_DATA = 4
@@ -55,12 +56,5 @@ def explain(code: str | None) -> int:
 
 def version(*, short: bool) -> int:
     """Print the version of the command."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        number = installed("ambit")
-    except PackageNotFoundError:
-        number = "unknown"
-    print(number if short else f"ambit {number}")
+    print(VERSION if short else f"ambit {VERSION}")
     return 0

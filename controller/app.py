@@ -37,6 +37,7 @@ from mesh.identity.token import TokenClaims
 from mesh.runtime.clock import Clock, SystemClock
 from mesh.runtime.http import HttpServer, Request, Response, Route, json_response, text
 from mesh.runtime.tasks import TaskOwner, create_task
+from mesh.runtime.version import VERSION
 from mesh.xds.encode import encode_address, encode_authorization
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
@@ -140,7 +141,7 @@ class App:
             raise StartError(
                 f"{error.strerror}; end what holds the port or choose another --admin-listen"
             ) from error
-        self._metrics.build.labels("controller", "0.1.0").set(1)
+        self._metrics.build.labels("controller", VERSION).set(1)
         self._metrics.root_expiry.set(self._authority.certificate.not_valid_after_utc.timestamp())
         watch = create_task(self._watch(), name="watch", owner=self._tasks)
         watch.add_done_callback(lambda _: stop.set())

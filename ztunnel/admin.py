@@ -8,7 +8,6 @@ request, the process's end.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.registry import Collector
@@ -16,20 +15,13 @@ from prometheus_client.registry import Collector
 from mesh.model.workload import NamespacedHostname
 from mesh.runtime.http import BadRequestError, HttpServer, Request, Response, Route, json_response, text
 from mesh.runtime.readiness import Readiness
+from mesh.runtime.version import VERSION
 from mesh.telemetry.exposition import TotalsCollector, render
 from mesh.telemetry.logging import level_name, set_level
 from mesh.telemetry.series import Totals
 from ztunnel.admin_view import plain
 from ztunnel.config import Config
 from ztunnel.supervisor import Supervisor
-
-
-def package_version() -> str:
-    """Return the version of this program."""
-    try:
-        return version("ambit")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Admin:
@@ -82,7 +74,7 @@ class Admin:
                 "brokenPolicies": dict(store.broken),
                 "services": [plain(service) for service in store.services.values()],
                 "stagedServices": _keyed(store.staged()),
-                "version": {"version": package_version()},
+                "version": {"version": VERSION},
                 "workloadState": {
                     info.uid: {
                         "info": plain(info),

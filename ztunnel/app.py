@@ -17,11 +17,12 @@ from mesh.runtime.clock import Clock, SystemClock
 from mesh.runtime.http import HttpServer
 from mesh.runtime.readiness import Readiness
 from mesh.runtime.tasks import TaskOwner, create_task
+from mesh.runtime.version import VERSION
 from mesh.telemetry.metrics import BUILD, XDS_MESSAGE_BYTES, XDS_MESSAGES, XDS_TERMINATIONS, Metric
 from mesh.xds.client import Node, Settings, Status, XdsClient
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Rejection, Update
 from mesh.zds.connection import ZdsClient
-from ztunnel.admin import Admin, metrics_server, package_version, readiness_server
+from ztunnel.admin import Admin, metrics_server, readiness_server
 from ztunnel.config import Config, ListenAddress
 from ztunnel.gauges import StateCollector
 from ztunnel.supervisor import Supervisor
@@ -88,7 +89,7 @@ class App:
         await self._serve_http()
         self.supervisor.want_certificate = self._want
         self.supervisor.identities_changed = self._identities_changed
-        self.supervisor.recorder.add(BUILD, ("ztunnel", package_version()), 1)
+        self.supervisor.recorder.add(BUILD, ("ztunnel", VERSION), 1)
         self.supervisor.start()
         if self.config.self_pod is not None:
             create_task(self.supervisor.serve_own(*self.config.self_pod), name="own pod", owner=self._tasks)
@@ -119,9 +120,7 @@ class App:
 
     async def _serve_http(self) -> None:
         admin = Admin(self.supervisor, self.config, quit_now=self._stopping.set, status=self.status)
-        gauges = StateCollector(
-            lambda: self.supervisor.certificates, lambda: self.xds.status, package_version()
-        )
+        gauges = StateCollector(lambda: self.supervisor.certificates, lambda: self.xds.status, VERSION)
         wanted: tuple[tuple[HttpServer, ListenAddress], ...] = (
             (admin.server(), self.config.admin),
             (metrics_server(self.supervisor.totals, self._before_scrape, gauges), self.config.metrics),
