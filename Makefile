@@ -3,6 +3,8 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 ARGS ?=
+# tools/bootstrap names the goal in its advice.
+export MAKECMDGOALS
 
 .PHONY: help demo test lint unit root-tests bench bootstrap gen clean
 
