@@ -59,6 +59,7 @@ class Http1Client:
             raise RuntimeError("the connection is not free")
         self.requests += 1
         self._events = events
+        self._request_ended = False
 
     def send_head(self, head: RequestHead) -> None:
         """Send the request head; a body without a length is sent in chunks."""

@@ -128,6 +128,18 @@ def test_a_response_before_the_end_of_the_request_closes_the_connection() -> Non
     assert bench.wire.aborted
 
 
+def test_an_early_response_to_a_later_request_closes_the_connection_too() -> None:
+    bench = Bench()
+    bench.send()
+    bench.client.send_end([])
+    bench.client.write(OK)
+    log = bench.send("POST", Framing.CHUNKED)
+    bench.client.send_data(b"half of the bo")
+    bench.client.write(OK)
+    assert log.said[-1] == ("end", [])
+    assert (bench.free, bench.closed) == (1, 1)
+
+
 @pytest.mark.parametrize(
     "data",
     [
