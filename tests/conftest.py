@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import mesh  # noqa: F401  # before any test imports grpc: it settles how grpc forks
 from tests.support.leaks import Census
 
 LACKING = "this kernel has no", "this host has no"
