@@ -153,6 +153,14 @@ class _Reader:
             return default
         return value
 
+    def shared_only(self) -> None:
+        mode = self.text("PROXY_MODE", "shared").lower()
+        if mode != "shared":
+            self.problems.append(
+                f"PROXY_MODE={mode!r} is not offered (docs/adr/0003): one ztunnel serves all pods of a node; "
+                "unset it and label the namespace or pod istio.io/dataplane-mode=ambient"
+            )
+
 
 def read_data_plane(environ: Mapping[str, str]) -> DataPlaneConfig:
     """Build a worker's settings.
@@ -174,6 +182,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
     """
     reader = _Reader(environ)
     grace = reader.text("TERMINATION_GRACE_PERIOD_SECONDS")
+    reader.shared_only()
     config = Config(
         data_plane=_data_plane(reader),
         inpod_uds=Path(

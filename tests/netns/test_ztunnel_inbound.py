@@ -15,7 +15,13 @@ from mesh.hbone.frames import TunnelError
 from mesh.identity.certificate import WorkloadCertificate
 from mesh.identity.spiffe import SpiffeId
 from mesh.model.policy import Action, Authorization, Match, Scope, StringMatch, StringMatchKind
-from mesh.model.workload import ApplicationProtocol, ApplicationTunnel, GatewayAddress, NamespacedHostname
+from mesh.model.workload import (
+    ApplicationProtocol,
+    ApplicationTunnel,
+    GatewayAddress,
+    NamespacedHostname,
+    NetworkAddress,
+)
 from mesh.telemetry.metrics import CONNECTIONS_FAILED, CONNECTIONS_OPENED, POLICY_DENIED, TCP_LABELS
 from mesh.telemetry.reasons import Reason
 from mesh.testing.fake_ca import FakeCa
@@ -260,6 +266,24 @@ async def test_defect_2_and_row_15_an_unknown_policy_closes_and_its_arrival_open
         assert "policy_unknown" in reasons(caplog)
         m.apply(policy("late", Action.DENY, Match(destination_ports=(9,)), scope=Scope.WORKLOAD_SELECTOR))
         assert await m.ask("a", m.nets["b"].ipv4, 8080)
+
+
+@scenario
+async def test_row_16_only_a_policy_makes_the_waypoint_the_only_way_in() -> None:
+    async with mesh("zti") as m:
+        await m.pod("w", "nb")
+        await m.pod("b", "nb")
+        m.net("x")
+        await m.serve("b", 8080)
+        address = m.nets["b"].ipv4
+        beside = NetworkAddress(network="", address=m.nets["w"].ipv4)
+        m.change("b", waypoint=GatewayAddress(destination=beside, hbone_mtls_port=15008))
+        assert await m.status("x", address, CLIENT, f"{address}:8080") == 200
+        waypoint = "spiffe://cluster.local/ns/default/sa/w"
+        exact = StringMatch(kind=StringMatchKind.EXACT, value="cluster.local/ns/default/sa/w")
+        m.apply(policy("from-waypoint", Action.ALLOW, Match(principals=(exact,))))
+        assert await m.status("x", address, CLIENT, f"{address}:8080") == 401
+        assert await m.status("x", address, waypoint, f"{address}:8080") == 200
 
 
 @scenario

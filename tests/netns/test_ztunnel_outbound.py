@@ -11,6 +11,7 @@ import socket
 import pytest
 from ztunnel_mesh import eventually, mesh, needs_root, scenario
 
+from mesh.hbone.limits import Limits
 from mesh.model.locality import Locality
 from mesh.model.service import HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope, ServicePort
 from mesh.model.workload import PortMap, TunnelProtocol
@@ -180,6 +181,57 @@ async def test_row_6_an_idle_connection_is_closed() -> None:
 
         await eventually(idle)
         await eventually(lambda: len(m.planes["nb"].inbound) == 0)
+
+
+@scenario
+async def test_row_7_an_idle_tunnel_is_pinged_and_a_dead_one_is_given_up_by_both_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with mesh("zto") as m:
+        m.limits = Limits(keepalive_interval_s=0.2, keepalive_timeout_s=0.6)
+        await m.pod("a", "na")
+        await m.pod("b", "nb")
+        await m.serve("b", 8080)
+        reader, writer = await m.connect("a", m.nets["b"].ipv4, 8080)
+        writer.write(b"once")
+        assert await reader.readexactly(16) == b"b 10.77.1.2|once"
+
+        def tunnels() -> str:
+            return m.nets["b"].exec("ss", "-Htnioe", "state", "established", "sport", "=", ":15008")
+
+        def arrived() -> int:
+            return int(tunnels().partition("bytes_received:")[2].split()[0])
+
+        # The application is silent: what arrives from here on are pings and their answers.
+        for _ in range(3):
+            before = arrived()
+            await eventually(lambda before=before: arrived() > before, what="a ping")  # type: ignore[misc]
+        writer.write(b"alive")
+        assert await reader.readexactly(5) == b"alive"
+        m.nets["b"].exec(
+            "nft",
+            "add table inet cut; add chain inet cut in { type filter hook prerouting "
+            "priority -400; policy accept; iifname eth0 drop; }",
+        )
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        await eventually(lambda: not tunnels(), what="the server's end is closed")
+        assert {f["reason"] for f in failures(caplog)} == {"keepalive_timeout"}
+        writer.close()
+
+
+@scenario
+async def test_row_7_plain_connections_elsewhere_have_tcp_keepalive() -> None:
+    async with mesh("zto") as m:
+        await m.pod("a", "na")
+        m.net("x")
+        await m.serve("x", 8080)
+        reader, writer = await m.connect("a", m.nets["x"].ipv4, 8080)
+        writer.write(b"once")
+        assert await reader.readexactly(16) == b"x 10.77.1.2|once"
+        dialled = m.nets["a"].exec("ss", "-Htno", "state", "established", "dport", "=", ":8080")
+        assert dialled.count("timer:(keepalive,2min") == 1, "ztunnel's socket, not the application's"
+        writer.close()
 
 
 @scenario

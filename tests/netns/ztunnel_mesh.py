@@ -77,6 +77,8 @@ class Mesh:
         self.updates: list[Update] = []
         self.synced = True
         """Whether nodes are told at once that they have all there is."""
+        self.limits = Limits()
+        """Bounds of the HBONE connections of nodes started from now on."""
         self.resolvers: dict[int, tuple[IPAddress, ...]] = {}
         """netns cookie -> nameservers."""
         self._spaces: dict[str, PodNamespace] = {}
@@ -95,7 +97,7 @@ class Mesh:
             DataPlaneConfig(node_name=name, workload_wait_s=0.5, **config),  # type: ignore[arg-type]
             clock=SystemClock(),
             want_certificate=want,
-            limits=Limits(),
+            limits=self.limits,
             resolvers=lambda cookie: self.resolvers.get(cookie, ()),
         )
         for update in self.updates:

@@ -89,3 +89,10 @@ def test_row_41_the_own_pod_is_served_only_when_it_is_named_in_full() -> None:
 )
 def test_row_36_the_drain_deadline_follows_the_grace_period(grace: float | None, deadline: float) -> None:
     assert drain_deadline(grace) == deadline
+
+
+def test_row_2_only_the_shared_mode_is_offered() -> None:
+    assert read_config(GOOD | {"PROXY_MODE": "shared"}) == read_config(GOOD)
+    with pytest.raises(ConfigError, match="PROXY_MODE='dedicated' is not offered") as refused:
+        read_config(GOOD | {"PROXY_MODE": "dedicated"})
+    assert "dataplane-mode=ambient" in str(refused.value)
