@@ -83,6 +83,7 @@ class Mesh:
         """netns cookie -> nameservers."""
         self._spaces: dict[str, PodNamespace] = {}
         self._servers: list[asyncio.Server] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self._connections: list[HboneConnection] = []
         self._totals: dict[str, Totals] = {}
 
@@ -198,6 +199,10 @@ class Mesh:
             sock.close()
             raise
         return await asyncio.open_connection(sock=sock)
+
+    def closing(self, writer: asyncio.StreamWriter) -> None:
+        """Close this connection at the end, whatever fails before it."""
+        self._writers.append(writer)
 
     async def ask(
         self, name: str, host: object, port: int, data: bytes = b"hello", *, captured: bool = True
@@ -321,6 +326,8 @@ class Mesh:
 
     async def close(self) -> None:
         """Stop servers and data planes."""
+        for writer in self._writers:
+            writer.close()
         for connection in self._connections:
             connection.close(Reason.LOCAL_CLOSE)
         for server in self._servers:
