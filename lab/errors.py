@@ -19,7 +19,7 @@ class Code(enum.Enum):
 
     NOT_ROOT = ("AMB1001", EXIT_UNREACHABLE, "run the command as root (sudo): namespaces and cgroups need it")
     NO_CGROUP = ("AMB1002", EXIT_UNREACHABLE, "mount it: mount -t cgroup2 none /sys/fs/cgroup")
-    NO_TOOL = ("AMB1003", EXIT_UNREACHABLE, "install it: apt-get install iproute2 nftables")
+    NO_TOOL = ("AMB1003", EXIT_UNREACHABLE, "install it: apt-get install iproute2 nftables procps")
     BAD_INPUT = ("AMB1004", EXIT_INPUT, "correct the file and run the command again; nothing was changed")
     BAD_NAME = ("AMB1005", EXIT_USAGE, "use 1 to 20 lower-case letters and digits")
     ALREADY_UP = (
