@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from mesh.model.service import Service
 from mesh.model.workload import Workload
+from mesh.net.sockets import Peer
 from mesh.telemetry.logging import Bare, FieldValue, fields
 from mesh.telemetry.metrics import TcpFlow
 from mesh.telemetry.reasons import Reason
-from ztunnel.sockets import Peer
 
 _log = logging.getLogger("access")
 

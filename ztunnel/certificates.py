@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from mesh.identity.certificate import WorkloadCertificate
+from mesh.identity.manager import CertificateUnavailableError
 from mesh.identity.spiffe import SpiffeId
 from mesh.runtime.clock import Clock
 from ztunnel.control import Message
-from ztunnel.plane import CertificateUnavailableError
 
 
 class WorkerCertificates:

@@ -16,6 +16,7 @@ from mesh.authz.evaluate import Connection as PolicyView
 from mesh.model.workload import Workload
 from mesh.runtime.clock import Clock
 from mesh.runtime.notify import Signal
+from mesh.state.store import Changes, Store
 from mesh.telemetry.metrics import (
     CONNECTIONS_CLOSED,
     CONNECTIONS_FAILED,
@@ -31,7 +32,6 @@ from mesh.telemetry.reasons import Reason
 from mesh.telemetry.series import Recorder
 from ztunnel.access import Flow, log_done, log_failed, log_opened
 from ztunnel.resolve.judge import Judgement, judge
-from ztunnel.state.store import Changes, Store
 
 
 class Joined(Protocol):

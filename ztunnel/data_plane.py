@@ -16,12 +16,15 @@ from collections.abc import Callable
 from functools import partial
 
 from mesh.hbone.limits import Limits
+from mesh.identity.contexts import TlsContexts
 from mesh.identity.spiffe import SpiffeId
 from mesh.model.workload import Workload
 from mesh.runtime.clock import Clock
+from mesh.state.store import Changes, Store
 from mesh.telemetry.reasons import Reason
 from mesh.telemetry.series import Recorder
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Update
+from mesh.xds.updates import decode_update
 from ztunnel.certificates import WorkerCertificates
 from ztunnel.config import DataPlaneConfig
 from ztunnel.connections import Connections
@@ -32,9 +35,7 @@ from ztunnel.inpod import HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT, ListenerMap
 from ztunnel.listener import OnAccept
 from ztunnel.netns import PodNamespace
 from ztunnel.outbound import Outbound
-from ztunnel.plane import Plane, Pod, PodInfo, TlsContexts
-from ztunnel.resources import decode_update
-from ztunnel.state.store import Changes, Store
+from ztunnel.plane import Plane, Pod, PodInfo
 
 _log = logging.getLogger("ztunnel")
 

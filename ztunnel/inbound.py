@@ -14,27 +14,29 @@ import contextlib
 import logging
 import socket
 import ssl
+from functools import partial
 
 from mesh.authz.evaluate import Connection as PolicyView
 from mesh.hbone.driver import HboneConnection, Role, ServerTunnel
 from mesh.hbone.limits import Limits
+from mesh.hbone.metadata import (
+    find_header,
+    forwarded_host,
+    parse_baggage,
+    workload_from_baggage,
+)
 from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.identity.verify import require_trust_domain
 from mesh.model.address import IPAddress
 from mesh.model.service import Service
 from mesh.model.workload import Workload
+from mesh.net.sockets import DialError, Peer, dial, parse_sockaddr, reset, set_keepalive
 from mesh.runtime.notify import Signal
 from mesh.runtime.tasks import create_task
 from mesh.telemetry.metrics import TUNNEL_HANDSHAKE_SECONDS
 from mesh.telemetry.reasons import Reason
 from ztunnel.access import INBOUND, Flow
 from ztunnel.connections import LiveConnection, count_denial
-from ztunnel.headers import (
-    find_header,
-    forwarded_host,
-    parse_baggage,
-    workload_from_baggage,
-)
 from ztunnel.original_dst import inbound_dst
 from ztunnel.plane import Plane, Pod
 from ztunnel.proxy_protocol import format_proxy_v2
@@ -42,7 +44,7 @@ from ztunnel.resolve.admit import Refused, admit
 from ztunnel.resolve.decide import ZTUNNEL_PORTS
 from ztunnel.resolve.judge import judge
 from ztunnel.serving import begin, fail_early, relay_pair, tcp_end
-from ztunnel.sockets import DialError, Peer, dial, parse_sockaddr, reset, set_keepalive
+from ztunnel.sockets import bind_source
 
 _log = logging.getLogger("ztunnel.inbound")
 
@@ -320,9 +322,9 @@ async def dial_app(plane: Plane, pod: Pod, local: Workload, client: Peer, target
     ):
         source = None
     return await dial(
-        pod.namespace,
+        pod.namespace.socket,
         target,
         timeout_s=plane.config.connect_timeout_s,
-        source=source,
+        prepare=None if source is None else partial(bind_source, source=source),
         what=f"application {pod.info}:{target.port}",
     )

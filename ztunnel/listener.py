@@ -13,8 +13,8 @@ import logging
 import socket
 from collections.abc import Callable
 
+from mesh.net.sockets import Peer, parse_sockaddr
 from ztunnel.netns import socket_cookie
-from ztunnel.sockets import Peer, parse_sockaddr
 
 _log = logging.getLogger("ztunnel.listener")
 

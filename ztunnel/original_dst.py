@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 
 from mesh.model.address import decode_ip
-from ztunnel.sockets import Peer, parse_sockaddr
+from mesh.net.sockets import Peer, parse_sockaddr
 
 PLAINTEXT_PORT = 15006
 SO_ORIGINAL_DST = 80

@@ -14,19 +14,19 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Protocol
 
+from mesh.hbone.metadata import format_forwarded, format_traceparent
 from mesh.model.address import IPAddress
 from mesh.model.workload import Workload
 from mesh.net.relay import CountedEnd
+from mesh.net.sockets import DialError, Peer, cached_ip, dial, reset
 from mesh.telemetry.metrics import ON_DEMAND_DNS, peer_labels
 from mesh.telemetry.reasons import Reason
 from ztunnel.access import OUTBOUND, Flow
 from ztunnel.connections import LiveConnection
-from ztunnel.headers import format_forwarded, format_traceparent
 from ztunnel.original_dst import NotCapturedError, read_original_dst
 from ztunnel.plane import Plane, Pod
 from ztunnel.resolve.decide import Reject, Upstream, decide_outbound
 from ztunnel.serving import begin, refuse_uncaptured, relay_pair, tcp_end
-from ztunnel.sockets import DialError, Peer, cached_ip, dial, reset
 
 
 class Tunnels(Protocol):
@@ -113,7 +113,7 @@ class Outbound:
             address = await self._resolve(source, upstream, flow.destination.address)
         flow.destination = Peer(address, upstream.port)
         sock = await dial(
-            pod.namespace,
+            pod.namespace.socket,
             flow.destination,
             timeout_s=self._plane.config.connect_timeout_s,
             keepalive=True,

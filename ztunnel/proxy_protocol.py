@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from ztunnel.sockets import Peer
+from mesh.net.sockets import Peer
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _VERSION_PROXY = 0x21

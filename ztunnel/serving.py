@@ -13,13 +13,13 @@ import socket
 from collections.abc import Callable, Coroutine
 
 from mesh.net.relay import CountedEnd, Relay, RelayResult, TcpEnd
+from mesh.net.sockets import DialError, Peer, reset
 from mesh.runtime.tasks import create_task
 from mesh.telemetry.metrics import CONNECTIONS_FAILED, REASONS
 from mesh.telemetry.reasons import Reason
 from ztunnel.access import Flow, log_failed
 from ztunnel.connections import LimitReachedError, LiveConnection
 from ztunnel.plane import Plane, Pod
-from ztunnel.sockets import DialError, Peer, reset
 
 _log = logging.getLogger("ztunnel")
 

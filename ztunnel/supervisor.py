@@ -19,6 +19,7 @@ from mesh.identity.certificate import WorkloadCertificate
 from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.runtime.clock import Clock
 from mesh.runtime.readiness import Readiness
+from mesh.state.store import Store
 from mesh.telemetry.metrics import (
     ACTIVE_PROXIES,
     PENDING_PROXIES,
@@ -28,6 +29,7 @@ from mesh.telemetry.metrics import (
 )
 from mesh.telemetry.series import Delta, Recorder, Totals
 from mesh.xds.resource import AUTHORIZATION_TYPE, Rejection, Resource, Update
+from mesh.xds.updates import decode_update
 from mesh.zds.connection import ZdsRejectedError
 from mesh.zds.messages import AddWorkload
 from ztunnel.certificates import certificate_message
@@ -35,8 +37,6 @@ from ztunnel.config import Config
 from ztunnel.control import Message
 from ztunnel.netns import NamespaceError, PodNamespace
 from ztunnel.plane import PodInfo
-from ztunnel.resources import decode_update
-from ztunnel.state.store import Store
 from ztunnel.worker import update_message
 from ztunnel.workers import Worker, Workers
 

@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
+from mesh.net.sockets import Peer
 from ztunnel.listener import ACCEPT_BATCH, Listener
-from ztunnel.sockets import Peer
 
 
 def bound() -> socket.socket:

@@ -12,8 +12,8 @@ import secrets
 import socket
 import struct
 
+from mesh.net.sockets import DialError, Peer, dial, family_of
 from ztunnel.netns import PodNamespace
-from ztunnel.sockets import DialError, Peer, dial, family_of
 
 UDP_TIMEOUT_S = 2.0
 """Shorter than a stub resolver's 5 s, so that its next server is tried in time."""
@@ -91,7 +91,7 @@ async def _ask_udp(namespace: PodNamespace, resolver: Peer, asked: bytes) -> byt
 
 
 async def _ask_tcp(namespace: PodNamespace, resolver: Peer, asked: bytes) -> bytes:
-    sock = await dial(namespace, resolver, timeout_s=TCP_TIMEOUT_S)
+    sock = await dial(namespace.socket, resolver, timeout_s=TCP_TIMEOUT_S)
     reader, writer = await asyncio.open_connection(sock=sock)
     try:
         writer.write(struct.pack("!H", len(asked)) + asked)

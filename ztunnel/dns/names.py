@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mesh.model.address import IPAddress
 from mesh.model.service import HealthPolicy, IpFamilies, Service
 from mesh.model.workload import Workload
-from ztunnel.state.store import Store
+from mesh.state.store import Store
 
 MAX_NAME_CHARS = 253
 

@@ -21,6 +21,7 @@ from dnslib import AAAA, CNAME, QTYPE, RCODE, RR, A, DNSError, DNSHeader, DNSRec
 
 from mesh.model.address import IPAddress
 from mesh.model.workload import Workload
+from mesh.net.sockets import DialError, Peer, reset
 from mesh.runtime.tasks import create_task
 from mesh.telemetry.metrics import (
     DNS_DROPPED,
@@ -35,7 +36,7 @@ from ztunnel.dns.forward import ForwardError, forward
 from ztunnel.dns.names import Found, resolve_name
 from ztunnel.inpod import families
 from ztunnel.plane import Plane, Pod
-from ztunnel.sockets import DialError, Peer, reset, udp_listener
+from ztunnel.sockets import udp_listener
 
 _log = logging.getLogger("dns")
 

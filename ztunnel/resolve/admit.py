@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from mesh.model.address import IPAddress, format_host_port, parse_ip
 from mesh.model.service import Service
 from mesh.model.workload import ApplicationProtocol, NamespacedHostname, NetworkAddress, Workload
+from mesh.state.balance import target_port
+from mesh.state.store import Store
 from mesh.telemetry.reasons import Reason
-from ztunnel.resolve.balance import target_port
 from ztunnel.resolve.decide import ZTUNNEL_PORTS
-from ztunnel.state.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from mesh.model.address import IPAddress, format_host_port
 from mesh.model.service import LoadBalancingMode, Service
 from mesh.model.workload import GatewayAddress, NamespacedHostname, TunnelProtocol, Workload
+from mesh.state.balance import Random, Target, candidates, choose, nearest, weighted
+from mesh.state.store import Store
 from mesh.telemetry.reasons import Reason
-from ztunnel.resolve.balance import Random, Target, candidates, choose, nearest, weighted
-from ztunnel.state.store import Store
 
 HBONE_PORT = 15008
 ZTUNNEL_PORTS = frozenset({15001, 15006, HBONE_PORT})

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from mesh.authz.evaluate import Connection, evaluate
 from mesh.model.workload import Workload
+from mesh.state.store import Store
 from mesh.telemetry.reasons import Reason
-from ztunnel.state.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,12 @@ import asyncio
 from ipaddress import ip_address
 
 import pytest
-from ztunnel_builders import policy, store, workload
 
 from mesh.authz.evaluate import Connection
 from mesh.identity.spiffe import SpiffeId
 from mesh.model.policy import Action, Scope
+from mesh.net.sockets import Peer
+from mesh.state.store import StateUpdate
 from mesh.telemetry.metrics import (
     CONNECTIONS_CLOSED,
     CONNECTIONS_FAILED,
@@ -25,10 +26,9 @@ from mesh.telemetry.metrics import (
 from mesh.telemetry.reasons import Reason
 from mesh.telemetry.series import Recorder, Totals
 from mesh.testing.fake_clock import FakeClock
+from tests.support.mesh_builders import policy, store, workload
 from ztunnel.access import INBOUND, OUTBOUND, Flow
 from ztunnel.connections import Connections, LimitReachedError, LiveConnection
-from ztunnel.sockets import Peer
-from ztunnel.state.store import StateUpdate
 
 LOCAL = workload("cart", "10.0.0.2")
 

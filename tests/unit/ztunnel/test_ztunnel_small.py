@@ -15,20 +15,8 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ztunnel_builders import policy, service, workload
 
-from mesh.identity.spiffe import SpiffeId
-from mesh.model.locality import Locality
-from mesh.model.workload import WorkloadType
-from mesh.telemetry.logging import TextFormatter
-from mesh.testing.fake_ca import FakeCa
-from mesh.testing.fake_clock import FakeClock
-from mesh.xds.encode import encode_address, encode_authorization
-from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, Update
-from ztunnel.admin_view import plain
-from ztunnel.certificates import WorkerCertificates, certificate_from_message, certificate_message
-from ztunnel.control import Decoder, encode
-from ztunnel.headers import (
+from mesh.hbone.metadata import (
     find_header,
     format_baggage,
     format_forwarded,
@@ -37,12 +25,24 @@ from ztunnel.headers import (
     parse_baggage,
     workload_from_baggage,
 )
+from mesh.identity.manager import CertificateUnavailableError
+from mesh.identity.spiffe import SpiffeId
+from mesh.model.locality import Locality
+from mesh.model.workload import WorkloadType
+from mesh.net.sockets import Peer, parse_sockaddr
+from mesh.telemetry.logging import TextFormatter
+from mesh.testing.fake_ca import FakeCa
+from mesh.testing.fake_clock import FakeClock
+from mesh.xds.encode import encode_address, encode_authorization
+from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, Update
+from mesh.xds.updates import decode_update
+from tests.support.mesh_builders import policy, service, workload
+from ztunnel.admin_view import plain
+from ztunnel.certificates import WorkerCertificates, certificate_from_message, certificate_message
+from ztunnel.control import Decoder, encode
 from ztunnel.log_queue import BoundedLogHandler
 from ztunnel.original_dst import decode_sockaddr
-from ztunnel.plane import CertificateUnavailableError
 from ztunnel.proxy_protocol import format_proxy_v2
-from ztunnel.resources import decode_update
-from ztunnel.sockets import Peer, parse_sockaddr
 from ztunnel.worker import update_from_message, update_message
 
 WEB = SpiffeId.parse("spiffe://cluster.local/ns/shop/sa/web")

@@ -8,10 +8,10 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ztunnel_builders import member, service, store, workload
 
 from mesh.model.service import IpFamilies, Visibility
 from mesh.model.workload import NetworkAddress
+from tests.support.mesh_builders import member, service, store, workload
 from ztunnel.dns.names import Found, resolve_name
 
 CLIENT = workload("web", "10.0.0.1")

@@ -9,11 +9,11 @@ from ipaddress import ip_address
 
 from hypothesis import given
 from hypothesis import strategies as st
-from ztunnel_builders import key, member, service, store, workload
 
 from mesh.model.service import LoadBalancing, LoadBalancingMode, WeightedWaypoint
 from mesh.model.workload import GatewayAddress, NetworkAddress, TunnelProtocol
 from mesh.telemetry.reasons import Reason
+from tests.support.mesh_builders import key, member, service, store, workload
 from ztunnel.resolve.decide import Kind, Reject, Upstream, decide_outbound
 
 SOURCE = workload("web", "10.0.0.1", "fd00::1")

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from ztunnel_builders import policy, store, workload
-
 from mesh.authz.evaluate import Connection
 from mesh.identity.spiffe import SpiffeId
 from mesh.model.policy import Action, Match, Scope, StringMatch, StringMatchKind
+from mesh.state.store import StateUpdate
 from mesh.telemetry.reasons import Reason
+from tests.support.mesh_builders import policy, store, workload
 from ztunnel.resolve.judge import judge
-from ztunnel.state.store import StateUpdate
 
 LOCAL = workload("cart", "10.0.0.2")
 CALLER = SpiffeId.parse("spiffe://cluster.local/ns/shop/sa/web")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.model.workload import NamespacedHostname
-from ztunnel.state.index import MultiIndex, RangeIndex
+from mesh.state.index import MultiIndex, RangeIndex
 
 
 def name(text: str) -> NamespacedHostname:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xDS resources to store updates: used alike by the supervisor and by each worker.
+"""xDS resources of addresses and L4 policies to store updates, alike for every proxy.
 
 A resource that cannot be decoded is named with its reason; a policy among them is also
 reported to the store as broken, so that what it might have denied is closed, not open.
@@ -10,13 +10,13 @@ from __future__ import annotations
 from mesh.model.policy import Authorization
 from mesh.model.service import Service
 from mesh.model.workload import Workload
+from mesh.state.store import StateUpdate
 from mesh.xds.decode import DecodeError, decode_address, decode_authorization
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Rejection, Update
-from ztunnel.state.store import StateUpdate
 
 
 def decode_update(update: Update) -> tuple[StateUpdate, tuple[Rejection, ...]]:
-    """Decode one response of a type that ztunnel knows; other types give an empty update."""
+    """Decode one response of these two types; others give an empty update."""
     if update.type_url == ADDRESS_TYPE:
         return _addresses(update)
     if update.type_url == AUTHORIZATION_TYPE:

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from mesh.model.policy import Action, Authorization, Match, Scope
 from mesh.model.service import Service, ServicePort
 from mesh.model.workload import NamespacedHostname, NetworkAddress, PortMap, TunnelProtocol, Workload
-from ztunnel.state.store import StateUpdate, Store
+from mesh.state.store import StateUpdate, Store
 
 
 def workload(name: str, *addresses: str, **values: object) -> Workload:

@@ -22,7 +22,7 @@ from mesh.model.workload import (
     TunnelProtocol,
     Workload,
 )
-from ztunnel.state.index import MultiIndex, RangeIndex
+from mesh.state.index import MultiIndex, RangeIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,12 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
-from ztunnel_builders import key, member, policy, service, store, workload
 
 from mesh.model.policy import Action, Scope
 from mesh.model.service import CidrVip, Visibility
 from mesh.model.workload import NetworkMode, TunnelProtocol
-from ztunnel.state.store import Changes, StateUpdate, Store
+from mesh.state.store import Changes, StateUpdate, Store
+from tests.support.mesh_builders import key, member, policy, service, store, workload
 
 ADDRESS = ip_address("10.0.0.1")
 

@@ -20,7 +20,7 @@ from mesh.model.service import (
     Service,
 )
 from mesh.model.workload import NetworkMode, Workload
-from ztunnel.state.store import Endpoint, Store
+from mesh.state.store import Endpoint, Store
 
 T = TypeVar("T")
 Random = Callable[[], float]

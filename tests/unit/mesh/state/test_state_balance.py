@@ -9,7 +9,6 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ztunnel_builders import key, member, service, store, workload
 
 from mesh.model.locality import Locality
 from mesh.model.service import (
@@ -21,7 +20,7 @@ from mesh.model.service import (
     ServicePort,
 )
 from mesh.model.workload import PortMap
-from ztunnel.resolve.balance import (
+from mesh.state.balance import (
     candidates,
     choose,
     choose_address,
@@ -30,7 +29,8 @@ from ztunnel.resolve.balance import (
     target_port,
     weighted,
 )
-from ztunnel.state.store import Endpoint
+from mesh.state.store import Endpoint
+from tests.support.mesh_builders import key, member, service, store, workload
 
 ALL = tuple(LoadBalancingScope)
 
