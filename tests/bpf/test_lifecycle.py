@@ -16,6 +16,7 @@ from bpf.bytecode import Bytecode, Program
 from bpf.errors import BpfError, NotLoadedError, SchemaError
 from bpf.maps import NodeMaps
 from tests.bpf.node import PYTHON, REPOSITORY, Node, Pod, Worker, bpf_command, eventually, ip
+from tests.support.unprivileged import UNPRIVILEGED
 
 ATTACHED = {spec.name for spec in abi.PROGRAMS} - {"sk_lookup"}
 
@@ -561,7 +562,7 @@ class TestCommand:
 
     def test_probe_without_privilege_names_what_is_lacking(self) -> None:
         done = subprocess.run(
-            ["setpriv", "--reuid=65534", "--clear-groups", PYTHON, "-m", "bpf", "probe"],
+            [*UNPRIVILEGED, PYTHON, "-m", "bpf", "probe"],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from agent_bed import REPOSITORY, Bed, Pod, ask, eventually, inside, sh
 
+from tests.support.unprivileged import UNPRIVILEGED
+
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, network namespaces and BPF"),
@@ -346,7 +348,7 @@ def test_an_address_in_use_is_named(bed: Bed) -> None:
 
 
 def test_without_root_it_says_so(bed: Bed) -> None:
-    ended = start_once(bed, "setpriv", "--reuid", "65534", "--clear-groups")
+    ended = start_once(bed, *UNPRIVILEGED)
     assert ended.returncode == 1, ended.stderr
     assert "AMB2207" in ended.stderr
     assert "root" in ended.stderr

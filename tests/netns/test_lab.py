@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.unprivileged import UNPRIVILEGED
 
 pytestmark = [
     pytest.mark.root,
@@ -102,9 +104,9 @@ spec:
 """
 
 
-def ambit(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def ambit(*words: str, before: Sequence[str] = (), **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli", *words],
+        [*before, sys.executable, "-m", "cli", *words],
         capture_output=True,
         text=True,
         check=False,
@@ -385,7 +387,7 @@ def test_a_port_in_use_is_named(empty: Lab) -> None:
 
 
 def test_no_root_is_said(empty: Lab) -> None:
-    done = ambit("lab", "up", "--name", empty.name, "--no-mesh", user=65534, group=65534, extra_groups=[])
+    done = ambit("lab", "up", "--name", empty.name, "--no-mesh", before=UNPRIVILEGED)
     assert (done.returncode, done.stderr[:7]) == (69, "AMB1001")
 
 
