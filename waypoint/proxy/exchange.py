@@ -9,8 +9,9 @@ sides are the interfaces of `waypoint.proxy.streams`, time is `CallLater`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from waypoint.http.grpc import failure_headers, is_grpc
 from waypoint.http.message import Framing, Headers, RequestHead, ResponseHead
 from waypoint.proxy.mirror import Connect, Copy
 from waypoint.proxy.streams import CallLater, Downstream, Failure, Timer, Upstream
@@ -296,6 +297,9 @@ class Exchange:
         if response.flag != "-":
             self.record.flag = response.flag
         self.record.detail = response.detail
+        if response.status >= 400 and is_grpc(self.record.request.headers):
+            fields = failure_headers(response.status, response.detail)
+            response = replace(response, status=200, headers=fields, body=b"")
         body = b"" if self.record.request.method == "HEAD" else response.body
         headers = [*response.headers, ("content-length", str(len(response.body)))]
         self._send_head(

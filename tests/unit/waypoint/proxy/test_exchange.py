@@ -164,6 +164,24 @@ def test_an_answer_needs_no_upstream_and_a_head_request_gets_no_body() -> None:
         assert bench.records[0].flag == "NR"
 
 
+def test_a_grpc_call_learns_of_a_failure_by_its_status() -> None:
+    bench = Bench(answer(403, flag="-", detail="denied by shop/p"))  # type: ignore[arg-type]
+    bench.request.headers.append(("content-type", "application/grpc+proto"))
+    bench.exchange.start()
+    head, *rest = bench.client.said
+    assert head == (
+        200,
+        {
+            "content-type": "application/grpc",
+            "grpc-status": "7",
+            "grpc-message": "denied by shop/p",
+            "content-length": "0",
+        },
+    )
+    assert rest == ["end"]
+    assert bench.records[0].detail == "denied by shop/p"
+
+
 def test_a_refused_connection_is_tried_on_another_endpoint_with_the_body_again() -> None:
     bench = Bench(method="POST")
     bench.exchange.start()
