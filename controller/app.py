@@ -39,7 +39,9 @@ from mesh.runtime.http import HttpServer, Request, Response, Route, json_respons
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.runtime.version import VERSION
 from mesh.xds.encode import encode_address, encode_authorization
+from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, encode_http_authorization
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.xds.routes import ROUTE_TABLE_TYPE, encode_route_table
 
 import grpc  # isort: skip
 
@@ -93,8 +95,14 @@ class App:
         self._synced = asyncio.Event()
         self._tasks = TaskOwner("controller")
         self._resources = Resources(
-            {ADDRESS_TYPE: encode_address, AUTHORIZATION_TYPE: encode_authorization},
-            named_by_others=frozenset({AUTHORIZATION_TYPE}),
+            {
+                ADDRESS_TYPE: encode_address,
+                AUTHORIZATION_TYPE: encode_authorization,
+                HTTP_AUTHORIZATION_TYPE: encode_http_authorization,
+                ROUTE_TABLE_TYPE: encode_route_table,
+            },
+            # A waypoint that learns of a service has its policies by then.
+            named_by_others=frozenset({AUTHORIZATION_TYPE, HTTP_AUTHORIZATION_TYPE}),
         )
         self._snapshot = Snapshot(objects={})
         self._mesh: Mesh | None = None
@@ -177,8 +185,14 @@ class App:
         """Return why a caller may not read the configuration; empty: it may."""
         if is_ztunnel(claims, self._settings.ztunnels):
             return ""
+        waypoints = self._mesh.waypoint_pods if self._mesh is not None else frozenset()
+        if (claims.namespace, claims.pod_name, claims.pod_uid) in waypoints:
+            return ""
         accounts = ", ".join(sorted(self._settings.ztunnels))
-        return f"{claims.subject} may not read the mesh's configuration, only {accounts} may"
+        return (
+            f"pod {claims.namespace}/{claims.pod_name} of {claims.subject} may not read the mesh's "
+            f"configuration, only {accounts} and the pods of waypoints may"
+        )
 
     # --- configuration
 
@@ -208,6 +222,8 @@ class App:
                     **{str(key): service for key, service in mesh.services.items()},
                 },
                 AUTHORIZATION_TYPE: mesh.policies,
+                HTTP_AUTHORIZATION_TYPE: mesh.http_policies,
+                ROUTE_TABLE_TYPE: mesh.routes,
             }
         )
         self._ads.publish(changes)
@@ -263,7 +279,9 @@ class App:
         return {
             "/ready": Route(self._ready, help="200 when the first snapshot is served"),
             "/metrics": Route(self._scrape, help="Prometheus"),
-            "/debug/registry": Route(self._registry, help="workloads, services and policies as served"),
+            "/debug/registry": Route(
+                self._registry, help="what is served: workloads, services, policies, routes"
+            ),
             "/debug/problems": Route(self._problems, help="documents refused, fields not honoured"),
             "/debug/proxies": Route(self._proxies, help="connected proxies and what they refused"),
             "/debug/config": Route(self._config, help="settings"),
@@ -285,6 +303,8 @@ class App:
                 "workloads": [_plain(workload) for workload in mesh.workloads.values()],
                 "services": [_plain(service) for service in mesh.services.values()],
                 "policies": [_plain(policy) for policy in mesh.policies.values()],
+                "routes": [_plain(table) for table in mesh.routes.values()],
+                "httpPolicies": [_plain(policy) for policy in mesh.http_policies.values()],
             }
         )
 

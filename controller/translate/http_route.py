@@ -61,6 +61,18 @@ class Finding:
     """error or warning"""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """What became of one parentRef of a route."""
+
+    route: RawObject
+    index: int
+    services: tuple[NamespacedHostname, ...]
+    """Those that it is attached to."""
+    reason: str
+    """Why there are none; empty: there are."""
+
+
 @dataclass(slots=True, kw_only=True)
 class HttpRoutes:
     """The result: tables, and what was found on the way."""
@@ -68,6 +80,7 @@ class HttpRoutes:
     tables: dict[str, RouteTable] = field(default_factory=dict)
     """By resource name."""
     findings: list[Finding] = field(default_factory=list)
+    parents: list[Parent] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +101,7 @@ def translate_http_routes(
     for route in sorted(routes, key=_age):
         translator = _Translator(route, services, cluster_domain, result.findings)
         attachments = translator.attachments()
+        result.parents.extend(translator.parents)
         if not attachments:
             continue
         ranked = list(translator.rules())
@@ -126,6 +140,7 @@ class _Translator:
         self._services = services
         self._domain = cluster_domain
         self._findings = findings
+        self.parents: list[Parent] = []
 
     def _find(self, path: Path, reason: str, severity: str = "error") -> None:
         self._findings.append(Finding(route=self._route, path=path, reason=reason, severity=severity))
@@ -141,25 +156,48 @@ class _Translator:
             if not isinstance(parent, Mapping):
                 self._find(path, "must be a mapping")
                 continue
-            if (
-                parent.get("group", "gateway.networking.k8s.io") not in _GROUPS
-                or parent.get("kind") != "Service"
-            ):
-                continue  # A Gateway's: not a mesh route.
-            namespace = str(parent.get("namespace") or self._route.namespace)
-            service = self._services.get(self._host(str(parent.get("name", "")), namespace))
-            if service is None:
-                self._find(
-                    path, f"service {namespace}/{parent.get('name')} does not exist (NoMatchingParent)"
-                )
-                continue
-            port = parent.get("port") or 0
-            if not isinstance(port, int) or (port and service.port(port) is None):
-                self._find((*path, "port"), f"service {service.key} has no port {port} (NoMatchingParent)")
-                continue
+            if parent.get("kind", "Gateway") == "Gateway":
+                continue  # Not a mesh route, but some ingress's.
+            namespace, keys, reason = self._parent(parent)
+            accepted = [key for key in keys if self._has_port(key, parent.get("port"))]
+            if not reason and not accepted:
+                path, reason = (*path, "port"), f"service {keys[0]} has no port {parent.get('port')}"
+            if reason:
+                self._find(path, f"{reason} (NoMatchingParent)")
             consumer = self._route.namespace if self._route.namespace != namespace else ""
-            found.append(_Attachment(service=service.key, port=port, client_namespace=consumer))
+            found += [
+                _Attachment(service=key, port=parent.get("port") or 0, client_namespace=consumer)
+                for key in accepted
+            ]
+            self.parents.append(
+                Parent(route=self._route, index=index, services=tuple(accepted), reason=reason)
+            )
         return found
+
+    def _parent(self, parent: Mapping[str, Any]) -> tuple[str, list[NamespacedHostname], str]:
+        """Return a parent's namespace and services, or why there are none."""
+        group, kind = parent.get("group", "gateway.networking.k8s.io"), parent.get("kind")
+        namespace, name = str(parent.get("namespace") or self._route.namespace), str(parent.get("name", ""))
+        if kind == "Service" and group in _GROUPS:
+            key = self._host(name, namespace)
+            if key in self._services:
+                return namespace, [key], ""
+            return namespace, [], f"service {namespace}/{name} does not exist"
+        if (group, kind) == ("networking.istio.io", "ServiceEntry"):
+            keys = [
+                key
+                for key, service in self._services.items()
+                if (service.namespace, service.name, service.canonical) == (namespace, name, False)
+            ]
+            return namespace, keys, "" if keys else f"ServiceEntry {namespace}/{name} is not served"
+        return (
+            namespace,
+            [],
+            f"parent of kind {kind} is not served: routes are for Services and ServiceEntries",
+        )
+
+    def _has_port(self, key: NamespacedHostname, port: object) -> bool:
+        return port is None or (isinstance(port, int) and self._services[key].port(port) is not None)
 
     def rules(self) -> Iterator[tuple[tuple[Any, ...], RouteRule]]:
         """Yield one rule per match, with the key that it is sorted by."""

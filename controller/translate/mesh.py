@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All objects to all that ztunnels are told: workloads, services and L4 policies.
+"""All objects to all that proxies are told: workloads, services, policies and, for waypoints, routes.
 
 Pure: equal objects give an equal mesh. An object that cannot be read costs itself only.
 """
@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.translate.authorization import Policy, translate_authorization
+from controller.translate.http_authorization import translate_http_authorization
+from controller.translate.http_route import Finding, translate_http_routes
 from controller.translate.members import Members
 from controller.translate.peer_authentication import PeerModes
 from controller.translate.pods import Instance, translate_pods
 from controller.translate.service_entry import translate_service_entries
 from controller.translate.services import translate_services, unserved_slices
-from controller.translate.types import Options, Problem, problem
+from controller.translate.types import Options, Problem, Severity, problem
+from controller.translate.waypoints import waypoint_pods
 from controller.translate.workload_entry import translate_workload_entries
 from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, World
 from mesh.config.objects import ObjectKey, RawObject
+from mesh.model.http_policy import HttpAuthorization
 from mesh.model.policy import Authorization
+from mesh.model.route import RouteTable
 from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname, Workload
 
@@ -36,6 +41,7 @@ READ = frozenset(
         (ISTIO_SECURITY, "PeerAuthentication"),
         (GATEWAY_API, "Gateway"),
         (GATEWAY_API, "GatewayClass"),
+        (GATEWAY_API, "HTTPRoute"),
         *(("", kind) for kind in ("ConfigMap", "Secret", "ServiceAccount", "Endpoints", "Event")),
     }
 )
@@ -63,6 +69,13 @@ class Mesh:
     workloads: Mapping[str, Workload]
     services: Mapping[NamespacedHostname, Service]
     policies: Mapping[str, Authorization]
+    """Enforced by ztunnels."""
+    routes: Mapping[str, RouteTable]
+    """By resource name (`mesh.xds.routes.route_table_name`)."""
+    http_policies: Mapping[str, HttpAuthorization]
+    """Enforced by waypoints."""
+    waypoint_pods: frozenset[tuple[str, str, str]]
+    """(namespace, name, uid) of the pods that may read all of this besides ztunnels."""
     problems: tuple[Problem, ...]
 
 
@@ -89,9 +102,17 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         served.update({authorization.key: authorization for authorization in applied})
         names = tuple(authorization.key for authorization in applied)
         workloads[workload.uid] = replace(workload, authorization_policies=names)
+    routes = _routes(world, services)
+    http_policies = translate_http_authorization(world, services)
     _report_kinds(world)
     return Mesh(
-        workloads=workloads, services=services, policies=served, problems=tuple(dict.fromkeys(world.problems))
+        workloads=workloads,
+        services=services,
+        policies=served,
+        routes=routes,
+        http_policies=http_policies,
+        waypoint_pods=waypoint_pods(world),
+        problems=tuple(dict.fromkeys(world.problems)),
     )
 
 
@@ -115,6 +136,23 @@ def _applied(
     if strict is not None:
         found.append(strict)
     return sorted(found, key=lambda policy: policy.key)
+
+
+def _routes(world: World, services: Mapping[NamespacedHostname, Service]) -> dict[str, RouteTable]:
+    found = translate_http_routes(world.all(GATEWAY_API, "HTTPRoute"), services, world.options.cluster_domain)
+    world.problems.extend(_as_problem(finding) for finding in found.findings)
+    for parent in found.parents:
+        for key in parent.services:
+            if services[key].waypoint is None and not services[key].weighted_waypoints:
+                reason = f"service {key} has no waypoint, so that the route is not respected there"
+                path = ("spec", "parentRefs", parent.index)
+                world.problems.append(problem(parent.route, path, reason))
+    return found.tables
+
+
+def _as_problem(finding: Finding) -> Problem:
+    severity: Severity = "error" if finding.severity == "error" else "warning"
+    return problem(finding.route, finding.path, finding.reason, severity)
 
 
 def _report_kinds(world: World) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller.translate.fields import MAX_PORT, Fields, IllTypedError, root
+from controller.translate.waypoints import waypoint_for, waypoint_of_pod
 from controller.translate.world import World
 from mesh.config.objects import RawObject
 from mesh.model.address import IPAddress
@@ -62,8 +63,11 @@ def _translate(world: World, pod: RawObject, enrolled: set[tuple[str, str, str]]
         return None
     host = spec.boolean("hostNetwork")
     uid = metadata.text("uid")
-    captured = pod.annotations.get(REDIRECTION) == "enabled" or (
-        bool(uid) and (pod.namespace, pod.name, uid) in enrolled
+    # A waypoint speaks HBONE by itself, without being captured.
+    tunnelled = (
+        pod.annotations.get(REDIRECTION) == "enabled"
+        or (bool(uid) and (pod.namespace, pod.name, uid) in enrolled)
+        or waypoint_of_pod(world, pod) is not None
     )
     kind, owner = _owner(metadata, pod)
     node = spec.text("nodeName")
@@ -73,7 +77,7 @@ def _translate(world: World, pod: RawObject, enrolled: set[tuple[str, str, str]]
         namespace=pod.namespace,
         addresses=addresses,
         network=world.network_of(pod),
-        tunnel_protocol=TunnelProtocol.HBONE if captured and not host else TunnelProtocol.NONE,
+        tunnel_protocol=TunnelProtocol.HBONE if tunnelled and not host else TunnelProtocol.NONE,
         trust_domain=world.options.trust_domain,
         service_account=spec.text("serviceAccountName") or "default",
         node=node,
@@ -85,7 +89,7 @@ def _translate(world: World, pod: RawObject, enrolled: set[tuple[str, str, str]]
         network_mode=NetworkMode.HOST_NETWORK if host else NetworkMode.STANDARD,
         healthy=_ready(status) and not metadata.has("deletionTimestamp"),
         locality=world.locality(node),
-        waypoint=world.waypoint(pod, "workload"),
+        waypoint=waypoint_for(world, pod, "workload"),
     )
     return Instance(workload=workload, labels=pod.labels, ports=_ports(spec), source=pod)
 

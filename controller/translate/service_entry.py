@@ -17,6 +17,7 @@ from controller.translate.members import Members
 from controller.translate.pods import Instance
 from controller.translate.services import app_protocol, load_balancing
 from controller.translate.types import problem
+from controller.translate.waypoints import waypoint_for
 from controller.translate.workload_entry import Endpoint, make_instance, read_endpoint
 from controller.translate.world import ISTIO_NETWORKING, World
 from mesh.config.objects import RawObject
@@ -217,7 +218,7 @@ def _service(world: World, entry: _Entry, host: str) -> Service:
             for port in entry.ports
         ),
         subject_alt_names=entry.subject_alt_names,
-        waypoint=world.waypoint(entry.source, "service"),
+        waypoint=waypoint_for(world, entry.source, "service"),
         load_balancing=balancing,
     )
 

@@ -13,6 +13,7 @@ from controller.translate.fields import MAX_PORT, Fields, IllTypedError, root, s
 from controller.translate.members import Members
 from controller.translate.pods import Instance
 from controller.translate.types import problem
+from controller.translate.waypoints import waypoint_for
 from controller.translate.world import World
 from mesh.config.objects import RawObject
 from mesh.model.address import IPAddress, parse_ip
@@ -131,7 +132,7 @@ def _service(world: World, obj: RawObject, slices: list[RawObject], members: Mem
             )
             for port in ports
         ),
-        waypoint=world.waypoint(obj, "service"),
+        waypoint=waypoint_for(world, obj, "service"),
         load_balancing=_load_balancing(obj, fields, not_ready),
         ip_families=_families(fields),
         canonical=True,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from controller.translate.fields import Fields, IllTypedError, spec
 from controller.translate.pods import Instance, canonical_name, canonical_revision
+from controller.translate.waypoints import waypoint_for
 from controller.translate.world import ISTIO_NETWORKING, World
 from mesh.config.objects import RawObject
 from mesh.model.address import IPAddress, parse_ip
@@ -105,6 +106,6 @@ def make_instance(world: World, obj: RawObject, endpoint: Endpoint, uid: str, na
         workload_name=name,
         capacity=endpoint.weight,
         locality=endpoint.locality,
-        waypoint=world.waypoint(obj, "workload") if obj.kind == "WorkloadEntry" else None,
+        waypoint=waypoint_for(world, obj, "workload") if obj.kind == "WorkloadEntry" else None,
     )
     return Instance(workload=workload, labels=labels, ports=endpoint.ports, source=obj)

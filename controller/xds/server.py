@@ -99,7 +99,6 @@ class AdsServer:
 
     async def _serve(self, requests: AsyncIterator[Request], context: Context) -> AsyncIterator[Response]:
         claims = await self._admit(context)
-        await self._synced.wait()
         proxy = Proxy(claims, "", ProxyStream(self._resources), self._clock.wall())
         self.proxies.add(proxy)
         self._metrics.streams.labels("").set(len(self.proxies))
@@ -128,6 +127,8 @@ class AdsServer:
         except TokenError as error:
             _log.warning("stream of %s refused: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        # Which pods are waypoints is known from the first snapshot on.
+        await self._synced.wait()
         refusal = self._allow(claims)
         if not refusal and len(self.proxies) >= MAX_STREAMS:
             refusal = f"{MAX_STREAMS} proxies are connected, the limit"

@@ -191,7 +191,7 @@ def test_deny_with_l7_is_stripped_and_never_opens_a_clause(rule: Any, expected: 
     [
         ({"action": "CUSTOM", "provider": {"name": "x"}}, "error"),
         ({"action": "AUDIT"}, "warning"),
-        ({"targetRefs": [{"kind": "Gateway", "name": "wp"}]}, "warning"),
+        ({"targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "wp"}]}, "error"),
     ],
 )
 def test_policy_that_ztunnel_does_not_enforce(spec: Any, severity: str) -> None:

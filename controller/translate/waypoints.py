@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Gateways are waypoints, which pods run them, and whose traffic goes through which.
+
+A waypoint pod carries the name of its Gateway in a label. The label alone makes nothing
+of a pod: the Gateway has to exist in the pod's namespace and be of a waypoint class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller.translate.fields import MAX_PORT, Fields, IllTypedError, root
+from controller.translate.types import problem
+from controller.translate.world import GATEWAY_API, World
+from mesh.config.objects import Path, RawObject
+from mesh.model.address import parse_ip
+from mesh.model.workload import GatewayAddress, NamespacedHostname, NetworkAddress
+
+WAYPOINT_CLASS = "istio-waypoint"
+"""The class that there is without a GatewayClass object."""
+MESH_CONTROLLER = "istio.io/mesh-controller"
+"""`controllerName` of classes whose Gateways are waypoints."""
+GATEWAY_LABEL = f"{GATEWAY_API}/gateway-name"
+USE_WAYPOINT = "istio.io/use-waypoint"
+WAYPOINT_FOR = "istio.io/waypoint-for"
+TRAFFIC = ("service", "workload", "all", "none")
+"""Values of the label above."""
+HBONE_PORT = 15008
+
+
+def is_waypoint(world: World, gateway: RawObject) -> bool:
+    """Tell whether a Gateway is of a waypoint class."""
+    name = gateway.spec.get("gatewayClassName")
+    return isinstance(name, str) and is_waypoint_class(world, name)
+
+
+def is_waypoint_class(world: World, name: str) -> bool:
+    """Tell whether Gateways of this class are waypoints."""
+    if name == WAYPOINT_CLASS:
+        return True
+    found = world.get(GATEWAY_API, "GatewayClass", "", name)
+    return found is not None and found.spec.get("controllerName") == MESH_CONTROLLER
+
+
+def waypoint_of_pod(world: World, pod: RawObject) -> RawObject | None:
+    """Return the Gateway that a pod is a waypoint of; None: it is none."""
+    name = pod.labels.get(GATEWAY_LABEL, "")
+    gateway = world.get(GATEWAY_API, "Gateway", pod.namespace, name) if name else None
+    return gateway if gateway is not None and is_waypoint(world, gateway) else None
+
+
+def waypoint_pods(world: World) -> frozenset[tuple[str, str, str]]:
+    """Return (namespace, name, uid) of every waypoint pod: those that may read the configuration."""
+    return frozenset(
+        (pod.namespace, pod.name, str(pod.metadata.get("uid", "")))
+        for pod in world.all("", "Pod")
+        if waypoint_of_pod(world, pod) is not None
+    )
+
+
+def traffic_type(world: World, gateway: RawObject) -> str:
+    """Return what a waypoint serves: its own label, else its class's, else `service`."""
+    found = gateway.labels.get(WAYPOINT_FOR)
+    if found is None:
+        name = gateway.spec.get("gatewayClassName")
+        owner = world.get(GATEWAY_API, "GatewayClass", "", name) if isinstance(name, str) else None
+        found = owner.labels.get(WAYPOINT_FOR) if owner is not None else None
+    return found if found is not None else "service"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The waypoint that an object names, by its own labels or its namespace's."""
+
+    namespace: str
+    name: str
+    own: bool
+    """By its own labels."""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def reference_of(world: World, obj: RawObject) -> Reference | None:
+    """Return the waypoint that a workload or service names, whether it exists or not."""
+    labels = obj.labels
+    own = USE_WAYPOINT in labels
+    if not own:
+        labels = world.namespace_labels(obj.namespace)
+    name = labels.get(USE_WAYPOINT, "")
+    # A gateway's own pods and Service have no waypoint: the way there cannot lead through another.
+    if name in ("", "none") or GATEWAY_LABEL in obj.labels:
+        return None
+    namespace = labels.get(f"{USE_WAYPOINT}-namespace", "") or obj.namespace
+    if obj.kind == "Service" and (obj.namespace, obj.name) == (namespace, name):
+        return None
+    return Reference(namespace, name, own)
+
+
+def waypoint_for(world: World, obj: RawObject, traffic: str) -> GatewayAddress | None:
+    """Find the waypoint of a workload or service: by its own label, else its namespace's.
+
+    `traffic` is `service` or `workload`. One that is named but cannot be used is reported,
+    and connections then go directly, as in Istio.
+    """
+    reference = reference_of(world, obj)
+    if reference is None:
+        return None
+    gateway = world.get(GATEWAY_API, "Gateway", reference.namespace, reference.name)
+    path: Path = ("metadata", "labels", USE_WAYPOINT)
+    if gateway is None:
+        reason = f"waypoint {reference} does not exist; connections go directly"
+        world.problems.append(problem(obj, path, reason))
+        return None
+    serves = traffic_type(world, gateway)
+    if serves not in (traffic, "all"):
+        if reference.own:
+            reason = (
+                f"waypoint {reference} is for {serves}, not for {traffic} (UnsupportedTrafficType); "
+                "connections go directly"
+            )
+            world.problems.append(problem(obj, path, reason))
+        return None
+    try:
+        return _address(world, obj, gateway)
+    except IllTypedError as error:
+        reason = f"waypoint {reference} is not usable: {error.reason}; connections go directly"
+        world.problems.append(problem(obj, path, reason))
+        return None
+
+
+def _address(world: World, obj: RawObject, gateway: RawObject) -> GatewayAddress:
+    fields = root(gateway, world.problems)
+    port = 0
+    for listener in fields.child("spec").children("listeners"):
+        if listener.text("protocol") == "HBONE" and _admits(world, listener, obj, gateway):
+            port = listener.integer("port", HBONE_PORT, 1, MAX_PORT)
+    if not port:
+        raise IllTypedError((), f"no HBONE listener admits namespace {obj.namespace}")
+    for address in fields.child("status").children("addresses"):
+        value = address.text("value")
+        if address.text("type", "IPAddress") == "Hostname":
+            key = NamespacedHostname(namespace=gateway.namespace, hostname=value)
+            return GatewayAddress(destination=key, hbone_mtls_port=port)
+        try:
+            network = NetworkAddress(network=world.options.network, address=parse_ip(value))
+        except ValueError as error:
+            raise address.wrong("value", "status names no IP address") from error
+        return GatewayAddress(destination=network, hbone_mtls_port=port)
+    # Our own waypoints have an address when one of their pods has been ready (gateway.py).
+    if is_waypoint(world, gateway) or world.get("", "Service", gateway.namespace, gateway.name) is None:
+        raise IllTypedError((), "it has no address yet (WaypointIsNotReady)")
+    key = world.hostname(gateway.name, gateway.namespace)
+    return GatewayAddress(destination=key, hbone_mtls_port=port)
+
+
+def _admits(world: World, listener: Fields, obj: RawObject, gateway: RawObject) -> bool:
+    allowed = listener.child("allowedRoutes").child("namespaces")
+    source = allowed.text("from", "Same")
+    if source == "Selector":
+        labels = world.namespace_labels(obj.namespace)
+        wanted = allowed.child("selector").string_map("matchLabels")
+        return bool(wanted) and selects_namespace(wanted, labels, obj.namespace)
+    return source == "All" or (source == "Same" and obj.namespace == gateway.namespace)
+
+
+def selects_namespace(wanted: Mapping[str, str], labels: Mapping[str, str], name: str) -> bool:
+    """Tell whether a namespace has all wanted labels; its name is always one of them."""
+    given = {"kubernetes.io/metadata.name": name, **labels}
+    return all(given.get(key) == value for key, value in wanted.items())
