@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +20,7 @@ from bpf import load, sources
 from bpf.bytecode import Bytecode
 from bpf.load import LoadReport
 from bpf.maps import NodeMaps, PodRecord
+from tests.support.eventually import eventually
 
 PYTHON = "/usr/bin/python3"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,17 +42,6 @@ def cgroup2() -> Path:
 def ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
-
-
-def eventually(check: Callable[[], Any], timeout_s: float = 5.0) -> Any:
-    """Return the first true answer of `check`; fail with its last one at the deadline."""
-    end = time.monotonic() + timeout_s
-    while True:
-        answer = check()
-        if answer:
-            return answer
-        assert time.monotonic() < end, f"still {answer!r} after {timeout_s} s"
-        threading.Event().wait(0.01)
 
 
 def bpf_command(*arguments: str | Path, expect: int = 0) -> dict[str, Any]:

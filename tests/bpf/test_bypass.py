@@ -12,7 +12,8 @@ import subprocess
 
 import pytest
 
-from tests.bpf.node import Node, Pod, Worker, eventually, ip
+from tests.bpf.node import Node, Pod, Worker, ip
+from tests.support.eventually import eventually
 
 CAPTURED = "outbound"
 

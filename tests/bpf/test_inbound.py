@@ -9,7 +9,8 @@ import pytest
 
 from bpf.abi import MAX_SLOTS, Kind
 from bpf.maps import Listener
-from tests.bpf.node import Node, Pod, Worker, eventually, in_netns, ip
+from tests.bpf.node import Node, Pod, Worker, in_netns, ip
+from tests.support.eventually import eventually
 
 
 @pytest.fixture

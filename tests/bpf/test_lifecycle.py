@@ -15,7 +15,8 @@ from bpf import abi, bpffs, load, sources, syscall
 from bpf.bytecode import Bytecode, Program
 from bpf.errors import BpfError, NotLoadedError, SchemaError
 from bpf.maps import NodeMaps
-from tests.bpf.node import PYTHON, REPOSITORY, Node, Pod, Worker, bpf_command, eventually, ip
+from tests.bpf.node import PYTHON, REPOSITORY, Node, Pod, Worker, bpf_command, ip
+from tests.support.eventually import eventually
 from tests.support.unprivileged import UNPRIVILEGED
 
 ATTACHED = {spec.name for spec in abi.PROGRAMS} - {"sk_lookup"}

@@ -8,7 +8,8 @@ import pytest
 from bpf import abi
 from bpf.bytecode import Bytecode
 from bpf.errors import LimitError
-from tests.bpf.node import Node, eventually
+from tests.bpf.node import Node
+from tests.support.eventually import eventually
 
 
 def test_pod_beyond_the_limit_is_refused_and_the_others_stay(bare: Node, code: Bytecode) -> None:

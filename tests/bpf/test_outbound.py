@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bpf.node import Node, Pod, Worker, eventually, in_netns, ip
+from tests.bpf.node import Node, Pod, Worker, in_netns, ip
+from tests.support.eventually import eventually
 
 FREEBIND, TRANSPARENT = 15, 19
 TRANSPARENT6, FREEBIND6 = 75, 78

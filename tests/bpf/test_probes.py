@@ -3,7 +3,8 @@
 
 import pytest
 
-from tests.bpf.node import Node, Pod, Worker, eventually, in_netns, netns_cookie
+from tests.bpf.node import Node, Pod, Worker, in_netns, netns_cookie
+from tests.support.eventually import eventually
 
 
 @pytest.fixture

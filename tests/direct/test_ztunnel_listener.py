@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from mesh.net.sockets import Peer
-from ztunnel.listener import ACCEPT_BATCH, Listener
+from mesh.net.listener import ACCEPT_BATCH, Listener
 
 
 def bound() -> socket.socket:

@@ -17,7 +17,8 @@ import uvloop
 from mesh.hbone.driver import HboneConnection
 from mesh.telemetry.reasons import Reason
 from tests.support.envoy import connect_client, connect_terminator, envoy
-from tests.support.hbone import LOOPBACK, closed, echo, eventually, node, tcp_server
+from tests.support.eventually import eventually_async
+from tests.support.hbone import LOOPBACK, closed, echo, node, tcp_server
 from tests.support.pki import Authority, Leaf, spiffe
 
 Test = Callable[[], Coroutine[Any, Any, None]]
@@ -70,7 +71,7 @@ def test_envoy_as_client_of_our_server(authority: Authority, tmp_path: Path) -> 
                 assert {t.authority for t in ours.requests} == {f"{LOOPBACK}:{app}"}
                 assert ours.requests[0].get(b"baggage") == b"k8s.pod.name=envoy"
                 assert b"spiffe://cluster.local/ns/client/sa/default" in ours.accepted[0].peer_der
-                await eventually(lambda: len(ours.results) == len(SIZES), "relays done")
+                await eventually_async(lambda: len(ours.results) == len(SIZES), "relays done")
                 assert {r.reason for r in ours.results} == {Reason.COMPLETE}
                 assert sum(r.sent for r in ours.results) == sum(SIZES)
 
@@ -89,7 +90,7 @@ def test_our_client_with_envoy_as_connect_terminator(authority: Authority, tmp_p
                 assert answers == payloads
                 assert b"spiffe://cluster.local/ns/server/sa/default" in connection.peer_der
                 assert theirs.stat("http.in.downstream_cx_http2_total") == 1, "all tunnels on one connection"
-                await eventually(lambda: len(ours.results) == len(SIZES), "relays done")
+                await eventually_async(lambda: len(ours.results) == len(SIZES), "relays done")
 
     run(test())
 
@@ -192,7 +193,7 @@ def test_drain_lets_envoys_live_tunnel_finish_and_sends_it_elsewhere(
                 writer.write(b"before")
                 assert await reader.readexactly(6) == b"before"
                 ours.accepted[0].drain()
-                await eventually(lambda: ours.accepted[0].codec.closing, "the second GOAWAY is sent")
+                await eventually_async(lambda: ours.accepted[0].codec.closing, "the second GOAWAY is sent")
                 assert await round_trip(theirs.port("out"), b"new") == b"new"
                 assert len(ours.accepted) == 2, "the new tunnel took a new connection"
                 writer.write(b"after")
@@ -200,7 +201,7 @@ def test_drain_lets_envoys_live_tunnel_finish_and_sends_it_elsewhere(
                 writer.write_eof()
                 assert await reader.read(-1) == b""
                 await closed(writer)
-                await eventually(
+                await eventually_async(
                     lambda: ours.accepted[0].closed, "the drained connection ends with its last tunnel"
                 )
 
@@ -222,7 +223,7 @@ def test_our_server_accepts_no_wrong_certificate(name: str, authority: Authority
             context.load_verify_locations(cadata=authority.roots_pem.decode())
             port = await ours.serve()
             connection = await ours.dial(port, context)
-            await eventually(lambda: connection.closed, "refused")
+            await eventually_async(lambda: connection.closed, "refused")
             assert ours.closed[-1] is Reason.TLS_FAILURE
             assert not any(c.settled for c in ours.accepted)
 

@@ -21,7 +21,8 @@ import uvloop
 from mesh.hbone.driver import Limits
 from mesh.net.relay import TcpEnd
 from mesh.telemetry.reasons import Reason
-from tests.support.hbone import LOOPBACK, Node, closed, echo, eventually, node, port_of, tcp_server
+from tests.support.eventually import eventually_async
+from tests.support.hbone import LOOPBACK, Node, closed, echo, node, port_of, tcp_server
 from tests.support.pki import Authority
 
 CONNECTIONS = 1000
@@ -114,10 +115,10 @@ def test_a_thousand_random_connections(loop: str, tmp_path: Path) -> None:
                     await one(port, seeded, seen)
 
             await asyncio.gather(*(gated() for _ in range(CONNECTIONS)))
-            await eventually(
+            await eventually_async(
                 lambda: len(ours.results) >= 2 * (CONNECTIONS - seen["A"]), "every relay reports once"
             )
-            await eventually(
+            await eventually_async(
                 lambda: all(c.tunnels == 0 for c in (*connections, *ours.accepted)), "no tunnel is left"
             )
             assert not any(c.closed for c in connections), "no connection was lost to it"
@@ -191,7 +192,7 @@ def test_memory_of_stuck_tunnels_is_bounded(loop: str, tmp_path: Path) -> None:
                     await writer.drain()
 
             pushing = [asyncio.ensure_future(push(w)) for w in writers]  # noqa: TID251
-            await eventually(Quiet(ours), "nothing moves any more")
+            await eventually_async(Quiet(ours), "nothing moves any more")
             for stream in connection.codec.streams.values():
                 assert stream.queued_bytes <= limits.send_queue_bytes + 300_000
             for accepted in ours.accepted:
@@ -205,7 +206,7 @@ def test_memory_of_stuck_tunnels_is_bounded(loop: str, tmp_path: Path) -> None:
             for writer in silenced:
                 writer.transport.abort()
                 await closed(writer)
-            await eventually(lambda: connection.tunnels == 0, "the far applications' ends free them")
+            await eventually_async(lambda: connection.tunnels == 0, "the far applications' ends free them")
             for writer in writers:
                 await closed(writer)
 
@@ -240,10 +241,10 @@ def test_a_client_that_resets_resets_the_far_application(loop: str, tmp_path: Pa
             sock = socket.create_connection((LOOPBACK, port))
             sock.setblocking(False)
             sock.send(b"x")
-            await eventually(lambda: bool(ends) and bool(ends[0]._held), "the byte arrived")
+            await eventually_async(lambda: bool(ends) and bool(ends[0]._held), "the byte arrived")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
-            await eventually(lambda: ends[0].closed, "the far application sees the end")
+            await eventually_async(lambda: ends[0].closed, "the far application sees the end")
             assert ends[0].reason is Reason.PEER_RESET
             app.close()
             await app.wait_closed()

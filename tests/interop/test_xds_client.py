@@ -22,19 +22,13 @@ from mesh.testing.fake_ca import FakeCa
 from mesh.testing.fake_xds import FakeXds
 from mesh.xds.client import Node, Settings, Status, XdsClient
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Rejection, Update
+from tests.support.eventually import eventually_async
 
 TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
 NODE = Node(
     id="ztunnel~10.0.0.1~zt.istio-system~istio-system.svc.cluster.local", metadata={"NODE_NAME": "n1"}
 )
 LOOPS: dict[str, Callable[[Coroutine[Any, Any, None]], None]] = {"asyncio": asyncio.run, "uvloop": uvloop.run}
-
-
-async def eventually(predicate: Callable[[], object], what: str, deadline_s: float = 10.0) -> None:
-    end = asyncio.get_running_loop().time() + deadline_s
-    while not predicate():
-        assert asyncio.get_running_loop().time() < end, f"not within {deadline_s} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 class App:
@@ -100,10 +94,10 @@ def test_configuration_arrives_and_changes(tmp_path: Path, loop: str) -> None:
             server, client, app = mesh.server, mesh.client, mesh.app
             server.put(ADDRESS_TYPE, {"a": b"1", "b": b"1"})
             await asyncio.wait_for(client.wait_synced(), 10)
-            await eventually(lambda: app.values == {"a": b"1", "b": b"1"}, "both resources")
+            await eventually_async(lambda: app.values == {"a": b"1", "b": b"1"}, "both resources")
             server.put(ADDRESS_TYPE, {"a": b"2"})
             server.remove(ADDRESS_TYPE, "b")
-            await eventually(lambda: app.values == {"a": b"2"}, "the change and the removal")
+            await eventually_async(lambda: app.values == {"a": b"2"}, "the change and the removal")
             status = client.status
             assert (status.connected, status.synced, status.age_s, status.last_error) == (True, True, 0.0, "")
             assert status.resources == {ADDRESS_TYPE: 1, AUTHORIZATION_TYPE: 0}
@@ -136,15 +130,15 @@ def test_a_rejection_is_a_nack_and_the_rest_is_taken(tmp_path: Path) -> None:
     async def main() -> None:
         async with setup(tmp_path) as mesh:
             mesh.server.put(ADDRESS_TYPE, {"a": b"1", "b": b"bad"})
-            await eventually(lambda: mesh.app.values == {"a": b"1"}, "the good one")
-            await eventually(lambda: mesh.client.status.rejected == {"b": "is bad"}, "the rejection")
+            await eventually_async(lambda: mesh.app.values == {"a": b"1"}, "the good one")
+            await eventually_async(lambda: mesh.client.status.rejected == {"b": "is bad"}, "the rejection")
             answers = mesh.server.acks
-            await eventually(
+            await eventually_async(
                 lambda: [a.error_detail.message for a in answers(ADDRESS_TYPE)] == ["b: is bad"], "the NACK"
             )
             assert answers(ADDRESS_TYPE)[0].error_detail.code == 3
             mesh.server.put(ADDRESS_TYPE, {"b": b"good"})
-            await eventually(lambda: mesh.app.values == {"a": b"1", "b": b"good"}, "the mended one")
+            await eventually_async(lambda: mesh.app.values == {"a": b"1", "b": b"good"}, "the mended one")
             assert mesh.client.status.rejected == {}
 
     asyncio.run(main())
@@ -158,11 +152,11 @@ def test_an_owner_that_fails_rejects_the_response_and_the_stream_lives(
             await asyncio.wait_for(mesh.client.wait_synced(), 10)
             mesh.app.fails = True
             mesh.server.put(ADDRESS_TYPE, {"a": b"1"})
-            await eventually(lambda: "a" in mesh.client.status.rejected, "the rejection")
+            await eventually_async(lambda: "a" in mesh.client.status.rejected, "the rejection")
             assert "boom" in mesh.client.status.rejected["a"]
             mesh.app.fails = False
             mesh.server.put(ADDRESS_TYPE, {"b": b"1"})
-            await eventually(lambda: mesh.app.values == {"b": b"1"}, "the next update")
+            await eventually_async(lambda: mesh.app.values == {"b": b"1"}, "the next update")
             assert mesh.server.streams == 1
 
     with caplog.at_level(logging.ERROR):
@@ -175,15 +169,15 @@ def test_after_a_lost_stream_only_differences_come(tmp_path: Path) -> None:
         async with setup(tmp_path) as mesh:
             server, app = mesh.server, mesh.app
             server.put(ADDRESS_TYPE, {"keep": b"1", "change": b"1", "vanish": b"1"})
-            await eventually(lambda: len(app.values) == 3, "three resources")
+            await eventually_async(lambda: len(app.values) == 3, "three resources")
             await asyncio.wait_for(mesh.client.wait_synced(), 10)
             seen = len(app.updates)
             (tmp_path / "token").write_text("secret-2\n")
             server.drop_streams()
             server.put(ADDRESS_TYPE, {"change": b"2"})
             server.remove(ADDRESS_TYPE, "vanish")
-            await eventually(lambda: app.values == {"keep": b"1", "change": b"2"}, "the difference")
-            await eventually(lambda: mesh.client.status.connected, "the second stream")
+            await eventually_async(lambda: app.values == {"keep": b"1", "change": b"2"}, "the difference")
+            await eventually_async(lambda: mesh.client.status.connected, "the second stream")
             assert len(server.metadata) >= 2
             assert server.metadata[-1]["authorization"] == "Bearer secret-2"
             again = {each.name for update in app.updates[seen:] for each in update.upserted}
@@ -199,19 +193,19 @@ def test_a_restarted_server_is_found_again_and_what_vanished_is_removed(tmp_path
             server, app, client = mesh.server, mesh.app, mesh.client
             server.put(ADDRESS_TYPE, {"keep": b"1", "vanish": b"1"})
             await asyncio.wait_for(client.wait_synced(), 10)
-            await eventually(lambda: len(app.values) == 2, "two resources")
+            await eventually_async(lambda: len(app.values) == 2, "two resources")
             port = server.port
             await server.stop()
-            await eventually(lambda: not client.status.connected, "the loss")
+            await eventually_async(lambda: not client.status.connected, "the loss")
             assert app.values == {"keep": b"1", "vanish": b"1"}, "what is in force stays"
             assert client.status.synced
             assert client.status.last_error
             before = client.status.age_s or 0.0
-            await eventually(lambda: (client.status.age_s or 0.0) > before, "the configuration to age")
+            await eventually_async(lambda: (client.status.age_s or 0.0) > before, "the configuration to age")
             server.remove(ADDRESS_TYPE, "vanish")
             await server.start(port)
-            await eventually(lambda: app.values == {"keep": b"1"}, "the resynchronisation", 20)
-            await eventually(lambda: client.status.age_s == 0.0, "age zero")
+            await eventually_async(lambda: app.values == {"keep": b"1"}, "the resynchronisation", 20)
+            await eventually_async(lambda: client.status.age_s == 0.0, "age zero")
 
     asyncio.run(main())
 
@@ -221,7 +215,7 @@ def test_a_server_that_our_root_does_not_verify_is_not_believed(tmp_path: Path) 
         other = tmp_path / "other.pem"
         other.write_bytes(FakeCa("other").roots_pem)
         async with setup(tmp_path, roots=other) as mesh:
-            await eventually(lambda: mesh.client.terminations["ConnectionError"] >= 2, "two refusals")
+            await eventually_async(lambda: mesh.client.terminations["ConnectionError"] >= 2, "two refusals")
             assert not mesh.client.status.synced
             assert mesh.client.status.age_s is None
             assert mesh.server.requests == []
@@ -238,7 +232,7 @@ def test_a_missing_file_is_waited_for_and_named(tmp_path: Path, missing: str) ->
     async def main() -> None:
         path = tmp_path / "late"
         async with setup(tmp_path, **{missing: path}) as mesh:
-            await eventually(lambda: str(path) in mesh.client.status.last_error, "the error")
+            await eventually_async(lambda: str(path) in mesh.client.status.last_error, "the error")
             path.write_bytes(mesh.server.ca.roots_pem if missing == "roots" else b"late")
             await asyncio.wait_for(mesh.client.wait_synced(), 10)
 
@@ -298,7 +292,7 @@ def test_a_server_that_breaks_the_protocol_is_left_and_tried_again(
 ) -> None:
     async def main() -> None:
         async with scripted(tmp_path, data) as (client, app):
-            await eventually(lambda: client.terminations["Error"] >= 2, "two tries")
+            await eventually_async(lambda: client.terminations["Error"] >= 2, "two tries")
             assert why in client.status.last_error
             assert "protocol error" in client.status.last_error
             assert app.updates == []
@@ -312,12 +306,12 @@ def test_a_first_synchronisation_of_many_resources(tmp_path: Path) -> None:
         async with setup(tmp_path) as mesh:
             values = {f"Kubernetes//v1/Pod/shop/{index}": b"x" * 300 for index in range(20_000)}
             mesh.server.put(ADDRESS_TYPE, values)
-            await eventually(lambda: len(mesh.app.values) == 20_000, "20,000 resources", 30)
+            await eventually_async(lambda: len(mesh.app.values) == 20_000, "20,000 resources", 30)
             assert mesh.client.message_bytes[ADDRESS_TYPE] > 4 * 1024 * 1024, "more than gRPC's default limit"
             mesh.server.drop_streams()
-            await eventually(lambda: len(mesh.server.metadata) == 2, "the second stream")
+            await eventually_async(lambda: len(mesh.server.metadata) == 2, "the second stream")
             mesh.server.put(ADDRESS_TYPE, {"last": b"1"})
-            await eventually(lambda: "last" in mesh.app.values, "the next change", 30)
+            await eventually_async(lambda: "last" in mesh.app.values, "the next change", 30)
             last = [update for update in mesh.app.updates if update.type_url == ADDRESS_TYPE][-1]
             assert [resource.name for resource in last.upserted] == ["last"]
 

@@ -19,6 +19,7 @@ from mesh.zds.connection import (
     require_uid,
 )
 from mesh.zds.packet import Credentials
+from tests.support.eventually import eventually_async
 from tests.support.zds import (
     LOOPS,
     ME,
@@ -26,7 +27,6 @@ from tests.support.zds import (
     Pods,
     add,
     both,
-    eventually,
     open_fds,
     raw_client,
     receive,
@@ -38,7 +38,7 @@ def test_a_snapshot_then_deltas(tmp_path: Path, file_fd: int, loop: str) -> None
     async def main() -> None:
         before = open_fds()
         async with both(tmp_path / "s", file_fd, ("a", "b")) as (agent, pods, states, client):
-            await eventually(lambda: states == [True], "the snapshot")
+            await eventually_async(lambda: states == [True], "the snapshot")
             (peer,) = agent.ready
             assert peer.credentials == Credentials(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
             assert await peer.add(add("c"), file_fd) == ""
@@ -62,7 +62,7 @@ def test_a_snapshot_then_deltas(tmp_path: Path, file_fd: int, loop: str) -> None
 def test_requests_made_at_once_wait_their_turn(tmp_path: Path, file_fd: int) -> None:
     async def main() -> None:
         async with both(tmp_path / "s", file_fd) as (agent, pods, states, _):
-            await eventually(lambda: states == [True], "the snapshot")
+            await eventually_async(lambda: states == [True], "the snapshot")
             (peer,) = agent.ready
             answers = await asyncio.gather(*(peer.add(add(str(index)), file_fd) for index in range(50)))
             assert set(answers) == {""}
@@ -75,7 +75,7 @@ def test_a_refusal_reaches_the_agent_and_the_connection_goes_on(tmp_path: Path, 
     async def main() -> None:
         async with both(tmp_path / "s", file_fd) as (agent, pods, states, _):
             pods.refuse = {"x": ZdsRejectedError("port 15008 is taken"), "y": KeyError("bug")}
-            await eventually(lambda: states == [True], "the snapshot")
+            await eventually_async(lambda: states == [True], "the snapshot")
             (peer,) = agent.ready
             assert await peer.add(add("x"), file_fd) == "port 15008 is taken"
             assert await peer.add(add("y"), file_fd) == "internal error: KeyError('bug')"
@@ -88,12 +88,12 @@ def test_a_refusal_reaches_the_agent_and_the_connection_goes_on(tmp_path: Path, 
 def test_after_a_restart_of_the_agent_a_new_snapshot_comes(tmp_path: Path, file_fd: int) -> None:
     async def main() -> None:
         async with both(tmp_path / "s", file_fd, ("a", "b")) as (agent, pods, states, _):
-            await eventually(lambda: states == [True], "the first snapshot")
+            await eventually_async(lambda: states == [True], "the first snapshot")
             await agent.server.close()
-            await eventually(lambda: states == [True, False], "the loss")
+            await eventually_async(lambda: states == [True, False], "the loss")
             again = Agent(tmp_path / "s", file_fd, ("b",))
             await again.server.start()
-            await eventually(lambda: states == [True, False, True], "the second snapshot")
+            await eventually_async(lambda: states == [True, False, True], "the second snapshot")
             assert pods.calls[-2:] == [("add", "b"), ("snapshot", frozenset({"b"}))]
             await again.server.close()
 
@@ -111,7 +111,7 @@ def test_a_newer_agent_takes_the_path_over_and_the_older_leaves_it_alone(
         await older.server.close()
         async with raw_client(path) as sock:
             sock.send(b"\x08\x01")
-            await eventually(lambda: newer.peers, "the newer one to answer")
+            await eventually_async(lambda: newer.peers, "the newer one to answer")
         await newer.server.close()
         assert not path.exists()
         assert list(tmp_path.iterdir()) == [tmp_path / "netns"]
@@ -125,10 +125,10 @@ def test_a_client_that_comes_first_waits_for_the_agent(tmp_path: Path, file_fd: 
         client = ZdsClient(path, Pods(), on_state=states.append, trust=ME)
         owner = TaskOwner("test")
         create_task(client.run(), name="zds", owner=owner)
-        await eventually(lambda: "No such file" in client.last_error, "the first failure")
+        await eventually_async(lambda: "No such file" in client.last_error, "the first failure")
         agent = Agent(path, file_fd)
         await agent.server.start()
-        await eventually(lambda: states == [True], "the snapshot")
+        await eventually_async(lambda: states == [True], "the snapshot")
         await owner.close()
         await agent.server.close()
 
@@ -158,7 +158,9 @@ def test_a_process_that_only_poses_as_the_agent_is_not_believed(tmp_path: Path, 
         client = ZdsClient(tmp_path / "s", pods, trust=require_uid(os.geteuid() + 1))
         owner = TaskOwner("test")
         create_task(client.run(), name="zds", owner=owner)
-        await eventually(lambda: f"is not of uid {os.geteuid() + 1}" in client.last_error, "the refusal")
+        await eventually_async(
+            lambda: f"is not of uid {os.geteuid() + 1}" in client.last_error, "the refusal"
+        )
         assert pods.calls == []
         await owner.close()
         await agent.server.close()

@@ -21,6 +21,7 @@ from mesh.zds.connection import (
     ZdsClient,
 )
 from mesh.zds.packet import ZdsClosedError
+from tests.support.eventually import eventually_async
 from tests.support.zds import (
     LOOPS,
     ME,
@@ -29,7 +30,6 @@ from tests.support.zds import (
     Pods,
     add,
     both,
-    eventually,
     open_fds,
     raw_client,
     receive,
@@ -46,7 +46,7 @@ def test_the_server_sends_istios_bytes_and_one_descriptor(tmp_path: Path, file_f
         await agent.server.start()
         async with raw_client(tmp_path / "s") as sock:
             sock.send(b"\x08\x01")
-            await eventually(lambda: agent.peers, "the greeting to be read")
+            await eventually_async(lambda: agent.peers, "the greeting to be read")
             data = b""
             fds: list[int] = []
 
@@ -56,14 +56,14 @@ def test_the_server_sends_istios_bytes_and_one_descriptor(tmp_path: Path, file_f
                     data, fds, _, _ = socket.recv_fds(sock, 2048, 4)
                 return bool(data)
 
-            await eventually(arrived, "the first request")
+            await eventually_async(arrived, "the first request")
             assert data == b"\x0a\x17\x0a\x01u\x12\x12\x0a\x05pod-u\x12\x04shop\x1a\x03web"
             assert [os.fstat(fd).st_ino for fd in fds] == [os.fstat(file_fd).st_ino]
             os.close(fds[0])
             sock.send(b"\x0a\x00")
             assert await receive(sock) == b"\x1a\x00"
             sock.send(b"\x0a\x00")
-            await eventually(lambda: agent.ready, "the snapshot's answer")
+            await eventually_async(lambda: agent.ready, "the snapshot's answer")
         await agent.server.close()
 
     asyncio.run(main())
@@ -110,7 +110,7 @@ def test_descriptors_that_are_sent_to_the_server_are_closed(tmp_path: Path, file
                 assert await receive(sock) == b"\x1a\x00"
                 send_with(sock, b"\x0a\x00", file_fd)
             assert await receive(sock) == b""
-        await eventually(lambda: open_fds() == before, "every descriptor to be closed")
+        await eventually_async(lambda: open_fds() == before, "every descriptor to be closed")
         await agent.server.close()
 
     asyncio.run(main())
@@ -126,7 +126,7 @@ def test_a_bad_answer_ends_the_connection(tmp_path: Path, file_fd: int, answer: 
             await receive(sock)
             sock.send(answer)
             assert await receive(sock) == b""
-        await eventually(lambda: len(agent.closed) == 1, "the end to be told")
+        await eventually_async(lambda: len(agent.closed) == 1, "the end to be told")
         await agent.server.close()
 
     asyncio.run(main())
@@ -142,7 +142,7 @@ def test_an_answer_that_nobody_asked_for_ends_the_connection(tmp_path: Path, fil
             sock.send(b"\x0a\x00")
             sock.send(b"\x0a\x00")
             assert await receive(sock) == b""
-        await eventually(lambda: agent.closed == ["an answer that nobody asked for"], "the reason")
+        await eventually_async(lambda: agent.closed == ["an answer that nobody asked for"], "the reason")
         await agent.server.close()
 
     asyncio.run(main())
@@ -156,7 +156,9 @@ def test_no_answer_in_time_ends_the_connection(tmp_path: Path, file_fd: int) -> 
             sock.send(b"\x08\x01")
             assert await receive(sock) == b"\x1a\x00"
             assert await receive(sock) == b""
-        await eventually(lambda: agent.closed == ["no answer to SnapshotSent within 0.05 s"], "the reason")
+        await eventually_async(
+            lambda: agent.closed == ["no answer to SnapshotSent within 0.05 s"], "the reason"
+        )
         with pytest.raises(ZdsClosedError, match="no answer"):
             await agent.peers[0].delete("a")
         await agent.server.close()
@@ -172,8 +174,8 @@ def test_an_end_is_noticed_while_nobody_asks(tmp_path: Path, file_fd: int) -> No
             sock.send(b"\x08\x01")
             await receive(sock)
             sock.send(b"\x0a\x00")
-            await eventually(lambda: agent.ready, "the snapshot's answer")
-        await eventually(lambda: agent.closed == ["the peer closed the connection"], "the end")
+            await eventually_async(lambda: agent.ready, "the snapshot's answer")
+        await eventually_async(lambda: agent.closed == ["the peer closed the connection"], "the end")
         await agent.server.close()
 
     asyncio.run(main())
@@ -182,7 +184,7 @@ def test_an_end_is_noticed_while_nobody_asks(tmp_path: Path, file_fd: int) -> No
 def test_a_descriptor_that_is_not_open_is_the_callers_fault(tmp_path: Path, file_fd: int) -> None:
     async def main() -> None:
         async with both(tmp_path / "s", file_fd) as (agent, _, states, _client):
-            await eventually(lambda: states == [True], "the snapshot")
+            await eventually_async(lambda: states == [True], "the snapshot")
             (peer,) = agent.ready
             with pytest.raises(OSError, match="Bad file descriptor"):
                 await peer.add(add("a"), 999_999)
@@ -199,7 +201,7 @@ def test_a_request_that_is_given_up_ends_the_connection(tmp_path: Path, file_fd:
             sock.send(b"\x08\x01")
             await receive(sock)
             sock.send(b"\x0a\x00")
-            await eventually(lambda: agent.ready, "the snapshot's answer")
+            await eventually_async(lambda: agent.ready, "the snapshot's answer")
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await agent.ready[0].delete("a")
@@ -222,7 +224,7 @@ def test_out_of_descriptors_the_server_waits_and_serves_later(
             # The lowest free number is beyond the limit, so the next descriptor cannot be had.
             resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno() + 1, hard))
             try:
-                await eventually(lambda: caplog.records, "the failure to be logged")
+                await eventually_async(lambda: caplog.records, "the failure to be logged")
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             assert len(caplog.records) == 1, "it must pause, not spin"
@@ -301,8 +303,8 @@ def test_a_broken_request_is_answered_and_ends_the_connection(
                 sock.send(data)
             assert why.encode() in await receive(sock)
             assert await receive(sock) == b""
-            await eventually(lambda: why in client.last_error, "the reason")
-            await eventually(lambda: len(open_fds()) <= len(before), "descriptors to be closed")
+            await eventually_async(lambda: why in client.last_error, "the reason")
+            await eventually_async(lambda: len(open_fds()) <= len(before), "descriptors to be closed")
         assert pods.calls == []
 
     asyncio.run(main())
@@ -317,8 +319,8 @@ def test_a_datagram_that_does_not_fit_leaks_nothing(
             before = open_fds()
             send_with(sock, b"x" * size, *[file_fd] * descriptors)
             assert await receive(sock) == b""
-            await eventually(lambda: "a datagram of more than" in client.last_error, "the reason")
-            await eventually(lambda: len(open_fds()) <= len(before), "descriptors to be closed")
+            await eventually_async(lambda: "a datagram of more than" in client.last_error, "the reason")
+            await eventually_async(lambda: len(open_fds()) <= len(before), "descriptors to be closed")
 
     asyncio.run(main())
 
@@ -357,12 +359,12 @@ def test_noise_on_both_ends_leaks_nothing_and_ends_nothing_else(
                         data = noise.randbytes(noise.choice((1, 2, 20, 1024, 1500)))
                         send_with(sock, data, *[file_fd] * noise.randrange(10))
                         await asyncio.sleep(0)
-        await eventually(lambda: open_fds() == before, "every descriptor to be closed")
+        await eventually_async(lambda: open_fds() == before, "every descriptor to be closed")
         pods, states = Pods(), list[bool]()
         client = ZdsClient(tmp_path / "s", pods, on_state=states.append, trust=ME)
         owner = TaskOwner("test")
         create_task(client.run(), name="zds", owner=owner)
-        await eventually(lambda: states == [True], "the snapshot")
+        await eventually_async(lambda: states == [True], "the snapshot")
         await owner.close()
         await agent.server.close()
 

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +25,15 @@ from typing import Any, TypeVar
 
 import yaml
 
+from tests.support.eventually import eventually
+
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MOUNTS = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
 V2 = next((Path(words[1]) for words in _MOUNTS if words[2] == "cgroup2"), Path("/sys/fs/cgroup"))
 ASK = f"""import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(REPOSITORY)!r}]
 import agent_bed
 print(*(agent_bed.ask(address, int(sys.argv[1])) for address in sys.argv[2:]), sep="|")
 """
@@ -46,18 +47,6 @@ def sh(*command: str, check: bool = True) -> str:
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: {done.stderr}")
     return done.stdout
-
-
-def eventually(condition: Callable[[], T], *, timeout_s: float = 15.0, what: str = "") -> T:
-    """Poll until `condition` is truthy, and return it."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what or condition}; last value {value!r}")
-        time.sleep(0.02)
 
 
 def inside(netns: str, work: Callable[[], T]) -> T:

@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +114,3 @@ class Lab:
 
     def log(self, node: str) -> str:
         return (self.state / "nodes" / node / "ztunnel.log").read_text()
-
-
-def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
-    """Poll; a process that does not answer yet counts as not yet."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if value := condition():
-                return value
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from agent_bed import Bed, Pod, ask, eventually, inside, sh
+from agent_bed import Bed, Pod, ask, inside, sh
+
+from tests.support.eventually import eventually
 
 pytestmark = [
     pytest.mark.root,

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_bed import REPOSITORY, Bed, Pod, ask, eventually, inside, sh
+from agent_bed import REPOSITORY, Bed, Pod, ask, inside, sh
 
+from tests.support.eventually import eventually
 from tests.support.unprivileged import UNPRIVILEGED
 
 pytestmark = [

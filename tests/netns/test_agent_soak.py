@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_bed import Bed, Pod, ask, eventually, inside
+from agent_bed import Bed, Pod, ask, inside
+
+from tests.support.eventually import eventually
 
 pytestmark = [
     pytest.mark.root,

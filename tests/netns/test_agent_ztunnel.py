@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from agent_bed import Bed, Pod, ask, eventually, inside
+from agent_bed import Bed, Pod, ask, inside
 from ztunnel_process import FakeAuthority
 
 from mesh.model.policy import Action, Authorization, Match, Scope, StringMatch, StringMatchKind
@@ -20,6 +20,7 @@ from mesh.testing.fake_ca import FakeCa
 from mesh.testing.fake_xds import FakeXds
 from mesh.xds.encode import encode_address, encode_authorization, resource_name
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from tests.support.eventually import eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -77,10 +78,10 @@ class World:
             },
         )
 
-    async def until(self, condition: Callable[[], Any], *, timeout_s: float = 30.0) -> Any:
+    async def until(self, condition: Callable[[], Any]) -> Any:
         """Wait without stopping the doubles, which run on this loop."""
         try:
-            return await asyncio.to_thread(eventually, condition, timeout_s=timeout_s)
+            return await asyncio.to_thread(eventually, condition)
         except AssertionError as error:
             logs = "".join(
                 f"\n--- {name}\n{self.bed.log(name)[-4000:]}" for name in ("agent.log", "ztunnel.log")

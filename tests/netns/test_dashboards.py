@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from lab_bed import MANIFEST, ONLY_FRIEND, REPOSITORY, Lab, eventually
+from lab_bed import MANIFEST, ONLY_FRIEND, REPOSITORY, Lab
 
+from tests.support.eventually import eventually
 from tools.dashboards import DASHBOARDS, OUT, expressions, outputs
 
 pytestmark = [

@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.unprivileged import UNPRIVILEGED
 
 pytestmark = [
@@ -114,14 +114,6 @@ def ambit(*words: str, before: Sequence[str] = (), **options: Any) -> subprocess
         cwd=REPOSITORY,
         **options,
     )
-
-
-def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
-    return value
 
 
 class Lab:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab_bed import MANIFEST, STRICT, Lab, eventually, pod
+from lab_bed import MANIFEST, STRICT, Lab, pod
+
+from tests.support.eventually import eventually
 
 pytestmark = [
     pytest.mark.root,

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab_bed import MANIFEST, ONLY_FRIEND, STRICT, Lab, eventually
+from lab_bed import MANIFEST, ONLY_FRIEND, STRICT, Lab
+
+from tests.support.eventually import eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -116,7 +118,7 @@ def test_a_running_pod_moves_out_and_in_with_the_same_process(policy: Callable[[
 def test_the_controller_can_die_and_nobody_notices(lab: Path) -> None:
     ambit("restart", "controller")
     assert call("friend") == "got"
-    eventually(lambda: len(admin("/debug/proxies")) == 2, "both ztunnels are back", 60.0)
+    eventually(lambda: len(admin("/debug/proxies")) == 2, "both ztunnels are back", 60)
     assert call("friend") == "got"
 
 

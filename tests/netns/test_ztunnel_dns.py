@@ -11,11 +11,12 @@ from ipaddress import ip_address
 
 import pytest
 from dnslib import QTYPE, RCODE, RR, A, DNSRecord
-from ztunnel_mesh import Mesh, eventually, mesh, needs_root, scenario
+from ztunnel_mesh import Mesh, mesh, needs_root, scenario
 
 from mesh.model.service import Visibility
 from mesh.model.workload import NetworkAddress
 from mesh.telemetry.metrics import DNS_DROPPED, DNS_REQUESTS, DNS_UPSTREAM_FAILURES, DNS_UPSTREAM_REQUESTS
+from tests.support.eventually import eventually_async
 
 pytestmark = needs_root
 
@@ -304,7 +305,7 @@ def test_too_many_questions_of_one_pod_are_dropped_and_counted(monkeypatch: pyte
             m.resolvers[m.space("a").cookie] = (m.nets["r1"].ipv4,)
             loop = asyncio.get_running_loop()
             stuck = [loop.create_task(query(m, "a", f"{n}.example")) for n in range(2)]
-            await eventually(lambda: sum(m.values("na", DNS_UPSTREAM_REQUESTS).values()) == 2)
+            await eventually_async(lambda: sum(m.values("na", DNS_UPSTREAM_REQUESTS).values()) == 2)
             with pytest.raises(TimeoutError):
                 await query(m, "a", "web", timeout_s=0.3)
             assert m.values("na", DNS_DROPPED) == {(): 1}

@@ -9,7 +9,7 @@ import ssl
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from ztunnel_mesh import Mesh, eventually, mesh, needs_root, scenario
+from ztunnel_mesh import Mesh, mesh, needs_root, scenario
 
 from mesh.hbone.frames import TunnelError
 from mesh.identity.certificate import WorkloadCertificate
@@ -27,6 +27,7 @@ from mesh.telemetry.reasons import Reason
 from mesh.testing.fake_ca import FakeCa
 from mesh.xds.encode import encode_address, resource_name
 from mesh.xds.resource import ADDRESS_TYPE, Resource, Update
+from tests.support.eventually import eventually_async
 from ztunnel.plane import PodInfo
 
 pytestmark = needs_root
@@ -237,7 +238,7 @@ async def test_row_14_a_new_deny_cuts_the_live_connection_and_only_it(
         second[1].write(b"still here")
         assert await second[0].readexactly(10) == b"still here"
         second[1].close()
-        await eventually(lambda: "policy_revoked" in reasons(caplog))
+        await eventually_async(lambda: "policy_revoked" in reasons(caplog))
 
 
 @scenario
@@ -361,7 +362,7 @@ async def test_row_32_a_stranger_to_our_roots_gets_no_tunnel(caplog: pytest.LogC
                 await connection.open_tunnel(f"{address}:8080", ()).opened
         except (ssl.SSLError, ConnectionError):
             pass  # TLS 1.3: the refusal may come before or after the client's handshake ends.
-        await eventually(lambda: reasons(caplog) == ["tls_failure"])
+        await eventually_async(lambda: reasons(caplog) == ["tls_failure"])
 
 
 @scenario
@@ -400,7 +401,7 @@ async def test_row_19_proxy_protocol_names_client_and_target() -> None:
         await m.listen("b", 15088, server)
         address = m.nets["b"].ipv4
         assert await m.status("x", address, CLIENT, "10.50.0.1:8443") == 200
-        await eventually(lambda: len(heads) == 2)
+        await eventually_async(lambda: len(heads) == 2)
         assert heads[0][:14] == b"\r\n\r\n\x00\r\nQUIT\n\x21\x11"
         body = heads[1]
         assert body[:4] == m.nets["x"].ipv4.packed
@@ -448,7 +449,7 @@ async def test_row_36_drain_lets_connections_finish_and_cuts_at_the_deadline(
         await m.serve("b", 8080)
         stays, ends = await live(m), await live(m)
         draining = asyncio.get_running_loop().create_task(m.planes["nb"].drain(0.5))
-        await eventually(lambda: "15008" not in m.nets["b"].exec("ss", "-Hltn"))
+        await eventually_async(lambda: "15008" not in m.nets["b"].exec("ss", "-Hltn"))
         ends[1].write(b"last words")
         ends[1].write_eof()
         assert await ends[0].read() == b"last words"
@@ -470,7 +471,7 @@ async def test_a_policy_change_during_the_dial_is_not_missed() -> None:
         m.nets["b"].exec("nft", "add chain inet hold in { type filter hook input priority 0; }")
         m.nets["b"].exec("nft", "add", "rule", "inet", "hold", "in", "tcp", "dport", "8080", "drop")
         asked = asyncio.get_running_loop().create_task(m.ask("a", m.nets["b"].ipv4, 8080))
-        await eventually(lambda: any(row.policy is not None for row in plane.connections))
+        await eventually_async(lambda: any(row.policy is not None for row in plane.connections))
         m.apply(policy("deny", Action.DENY, Match(destination_ports=(8080,))))
         assert await asked == b""
         assert len(plane.connections) == 0
@@ -487,7 +488,7 @@ async def test_limit_of_connections_is_reported(caplog: pytest.LogCaptureFixture
         assert await m.ask("a", m.nets["b"].ipv4, 8080) == b""
         assert Reason.LIMIT_EXCEEDED.value in reasons(caplog)
         first[1].close()
-        await eventually(lambda: len(m.planes["nb"].connections) == 1)
+        await eventually_async(lambda: len(m.planes["nb"].connections) == 1)
         assert await m.ask("a", m.nets["b"].ipv4, 8080)
         second[1].close()
 
@@ -504,7 +505,7 @@ async def test_nothing_is_let_in_before_the_policies_are_known(caplog: pytest.Lo
         assert reasons(caplog) == ["unknown_source"]
         assert "policies were not received" in str(caplog.records[-1].fields["error"])
         asked = asyncio.get_running_loop().create_task(m.ask("x", address, 8080, captured=False))
-        await eventually(lambda: len(m.planes["nb"].connections) == 1)
+        await eventually_async(lambda: len(m.planes["nb"].connections) == 1)
         m.apply(STRICT)
         assert await asked == b""
         assert reasons(caplog)[-1] == "policy_denied"
@@ -520,8 +521,8 @@ async def test_hbone_connections_are_bounded_and_a_peer_without_identity_holds_n
         m.net("x")
         plane, address = m.planes["nb"], m.nets["b"].ipv4
         await m.hbone("x", address, "spiffe://other.example/ns/default/sa/client")
-        await eventually(lambda: reasons(caplog) == ["identity_invalid"])
-        await eventually(lambda: len(plane.inbound) == 0)
+        await eventually_async(lambda: reasons(caplog) == ["identity_invalid"])
+        await eventually_async(lambda: len(plane.inbound) == 0)
         first = await m.hbone("x", address, CLIENT)
         await m.hbone("x", address, CLIENT)
         assert len(plane.inbound) == 2
@@ -529,7 +530,7 @@ async def test_hbone_connections_are_bounded_and_a_peer_without_identity_holds_n
             await m.hbone("x", address, CLIENT)
         assert reasons(caplog)[-1] == "limit_exceeded"
         first.close(Reason.LOCAL_CLOSE)
-        await eventually(lambda: len(plane.inbound) == 1)
+        await eventually_async(lambda: len(plane.inbound) == 1)
         await m.hbone("x", address, CLIENT)
 
 

@@ -9,13 +9,14 @@ import os
 import socket
 
 import pytest
-from ztunnel_mesh import eventually, mesh, needs_root, scenario
+from ztunnel_mesh import mesh, needs_root, scenario
 
 from mesh.hbone.limits import Limits
 from mesh.model.locality import Locality
 from mesh.model.service import HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope, ServicePort
 from mesh.model.workload import PortMap, TunnelProtocol
 from mesh.telemetry.metrics import ON_DEMAND_DNS
+from tests.support.eventually import eventually_async
 from ztunnel.plane import PodInfo
 
 pytestmark = needs_root
@@ -57,7 +58,7 @@ async def test_a_reserved_port_in_use_is_named_and_leaves_nothing_open() -> None
             await plane.add_pod(info, m.nets["a"].open())
         assert plane.pods == ()
         assert "15001" not in m.nets["a"].exec("ss", "-Hltn")
-        await eventually(lambda: "1505" not in m.nets["a"].exec("ss", "-Hlun"))
+        await eventually_async(lambda: "1505" not in m.nets["a"].exec("ss", "-Hlun"))
 
 
 @scenario
@@ -69,7 +70,7 @@ async def test_row_3_an_unknown_local_workload_is_waited_for_then_refused(
         await m.pod("b", "nb")
         await m.serve("b", 8080)
         asked = asyncio.get_running_loop().create_task(m.ask("a", m.nets["b"].ipv4, 8080))
-        await eventually(lambda: len(m.planes["na"].connections) == 1)
+        await eventually_async(lambda: len(m.planes["na"].connections) == 1)
         m.apply(workload)
         assert await asked == b"b 10.77.1.2|hello"
         m.remove("type.googleapis.com/istio.workload.Address", workload.uid)
@@ -145,13 +146,13 @@ async def test_row_6_many_connections_share_few_tunnels() -> None:
         await m.pod("b", "nb")
         await m.serve("b", 8080)
         opened = await asyncio.gather(*(m.connect("a", m.nets["b"].ipv4, 8080) for _ in range(450)))
-        await eventually(lambda: len(m.planes["nb"].connections) == 450, 20)
+        await eventually_async(lambda: len(m.planes["nb"].connections) == 450)
         pool = m.planes["na"].dialer.view()
         assert sum(int(str(entry["tunnels"])) for entry in pool) == 450
         assert 3 <= len(pool) <= 8
         for _, writer in opened:
             writer.close()
-        await eventually(lambda: len(m.planes["na"].connections) == 0, 20)
+        await eventually_async(lambda: len(m.planes["na"].connections) == 0)
 
 
 @scenario
@@ -179,8 +180,8 @@ async def test_row_6_an_idle_connection_is_closed() -> None:
             plane.tick()
             return plane.dialer.view() == []
 
-        await eventually(idle)
-        await eventually(lambda: len(m.planes["nb"].inbound) == 0)
+        await eventually_async(idle)
+        await eventually_async(lambda: len(m.planes["nb"].inbound) == 0)
 
 
 @scenario
@@ -206,7 +207,7 @@ async def test_row_7_an_idle_tunnel_is_pinged_and_a_dead_one_is_given_up_by_both
         # The application is silent: what arrives from here on are pings and their answers.
         for _ in range(3):
             before = arrived()
-            await eventually(lambda before=before: arrived() > before, what="a ping")  # type: ignore[misc]
+            await eventually_async(lambda before=before: arrived() > before, what="a ping")  # type: ignore[misc]
         writer.write(b"alive")
         assert await reader.readexactly(5) == b"alive"
         m.nets["b"].exec(
@@ -220,7 +221,7 @@ async def test_row_7_an_idle_tunnel_is_pinged_and_a_dead_one_is_given_up_by_both
         with pytest.raises(ConnectionResetError):
             async with asyncio.timeout(10):
                 await reader.read()
-        await eventually(lambda: not tunnels(), what="the server's end is closed")
+        await eventually_async(lambda: not tunnels(), what="the server's end is closed")
         assert {f["reason"] for f in failures(caplog)} == {"keepalive_timeout"}
 
 
@@ -383,7 +384,7 @@ async def test_half_close_is_kept_in_each_direction() -> None:
         writer.write(b"after their end")
         await writer.drain()
         writer.write_eof()
-        await eventually(lambda: received == [b"after their end"])
+        await eventually_async(lambda: received == [b"after their end"])
         writer.close()
 
 
@@ -411,7 +412,7 @@ async def test_a_reset_of_the_client_reaches_the_server_as_a_reset() -> None:
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         writer.transport.abort()
-        await eventually(lambda: bool(ends))
+        await eventually_async(lambda: bool(ends))
         assert ends == ["reset"]
 
 
@@ -459,11 +460,11 @@ async def test_no_descriptor_task_or_row_is_left_however_connections_end() -> No
             return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), rows
 
         await each_kind()
-        await eventually(lambda: counts()[2] == 0)
+        await eventually_async(lambda: counts()[2] == 0)
         before = counts()
         for _ in range(10):
             await each_kind()
-        await eventually(lambda: counts() == before, what=f"{counts()} after, {before} before")
+        await eventually_async(lambda: counts() == before, what=f"{counts()} after, {before} before")
 
 
 @scenario

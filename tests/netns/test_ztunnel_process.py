@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,9 @@ from mesh.model.policy import Action, Authorization, Match, Scope
 from mesh.proto import authorization_pb2 as pb
 from mesh.testing.netns import PodNet
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from tests.support.eventually import eventually_async
 
 pytestmark = needs_root
-
-
-async def until(check: Callable[[], Awaitable[bool]], deadline_s: float = 10, what: str = "") -> None:
-    """Poll an awaitable check until it holds."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not await check():
-        assert loop.time() < end, what or f"not within {deadline_s} s"
-        await asyncio.sleep(0.05)
 
 
 async def pair(w: World, **environment: str) -> tuple[Node, Node, PodNet, PodNet]:
@@ -58,7 +49,7 @@ async def test_two_nodes_two_workers_and_the_admin_surfaces(tmp_path: Path) -> N
             closed = [await metric(node, "istio_tcp_connections_closed_total") for node in (na, nb)]
             return closed == [16, 16]
 
-        await until(counted)
+        await eventually_async(counted)
         assert await metric(na, "istio_tcp_received_bytes_total") == 16 * 5
         assert await metric(nb, "istio_tcp_sent_bytes_total") == 16 * 5
         assert await metric(nb, "istio_tcp_connections_opened_total") == 16
@@ -108,7 +99,7 @@ async def test_row_36_sigterm_drains_and_live_connections_run_to_the_deadline(tm
         async def closed() -> bool:
             return "15008" not in b.exec("ss", "-Hltn")
 
-        await until(closed)
+        await eventually_async(closed)
         assert (await nb.get(nb.readiness, "/healthz/ready"))[0] == 500
         writer.write(b"during")
         assert await reader.readexactly(6) == b"during"
@@ -134,7 +125,7 @@ async def test_row_36_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         async def draining() -> bool:
             return "draining" in na.log.read_text()
 
-        await until(draining)
+        await eventually_async(draining)
         assert await na.stop(signal.SIGTERM, deadline_s=3) == 1
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
@@ -187,7 +178,7 @@ async def test_a_dead_worker_is_replaced_with_all_state(tmp_path: Path) -> None:
         async def again() -> bool:
             return await w.ask(a, b.ipv4, 8080) == b"hello"
 
-        await until(again)
+        await eventually_async(again)
         await nb.ready()
         assert await metric(nb, "ambit_workers_started_total") == 2
         assert await w.ask(a, b.ipv4, 9999) == b""
@@ -195,7 +186,7 @@ async def test_a_dead_worker_is_replaced_with_all_state(tmp_path: Path) -> None:
         async def logged() -> bool:
             return "policy_denied" in nb.log.read_text()
 
-        await until(logged)
+        await eventually_async(logged)
 
 
 @scenario
@@ -207,7 +198,7 @@ async def test_row_39_a_lost_agent_makes_unready_and_keeps_serving(tmp_path: Pat
         async def unready() -> bool:
             return (await na.get(na.readiness, "/healthz/ready"))[0] == 500
 
-        await until(unready)
+        await eventually_async(unready)
         _, body = await na.get(na.readiness, "/healthz/ready")
         assert body == "not ready, pending: node agent\n"
         assert await w.ask(a, b.ipv4, 8080) == b"hello"
@@ -221,7 +212,7 @@ async def test_row_39_a_lost_agent_makes_unready_and_keeps_serving(tmp_path: Pat
             return "15001" not in a.exec("ss", "-Hltn")
 
         # The next snapshot does not name the pod: it is let go.
-        await until(gone)
+        await eventually_async(gone)
 
 
 @scenario
@@ -235,7 +226,7 @@ async def test_row_40_a_lost_controller_changes_nothing_and_versions_are_echoed(
             status = await na.json("/status")
             return not status["controller"]["connected"]  # type: ignore[index]
 
-        await until(noticed)
+        await eventually_async(noticed)
         assert await w.ask(a, b.ipv4, 8080) == b"hello"
         assert (await na.get(na.readiness, "/healthz/ready"))[0] == 200
         w.xds.requests.clear()
@@ -245,7 +236,7 @@ async def test_row_40_a_lost_controller_changes_nothing_and_versions_are_echoed(
             first = [r for r in w.xds.requests if r.type_url == ADDRESS_TYPE and r.HasField("node")]
             return any(len(request.initial_resource_versions) == 2 for request in first)
 
-        await until(back, 30)
+        await eventually_async(back)
 
 
 @scenario
@@ -263,7 +254,7 @@ async def test_defect_4_a_broken_policy_is_rejected_by_name_and_closes(tmp_path:
             status = await nb.json("/status")
             return "default/bad" in status["controller"]["rejected"]  # type: ignore[index]
 
-        await until(rejected)
+        await eventually_async(rejected)
         assert await w.ask(a, b.ipv4, 8080) == b""
         assert any(r.error_detail.message for r in w.xds.acks(AUTHORIZATION_TYPE))
         w.xds.remove(AUTHORIZATION_TYPE, "default/bad")
@@ -271,7 +262,7 @@ async def test_defect_4_a_broken_policy_is_rejected_by_name_and_closes(tmp_path:
         async def open_again() -> bool:
             return await w.ask(a, b.ipv4, 8080) == b"hello"
 
-        await until(open_again)
+        await eventually_async(open_again)
 
 
 @scenario
@@ -285,7 +276,7 @@ async def test_row_33_certificates_are_renewed_at_half_life(tmp_path: Path) -> N
             assert await w.ask(a, b.ipv4, 8080) == b"hello"
             return bool((await na.json("/certs"))["certificates"][0]["serialNumber"] != first)  # type: ignore[index]
 
-        await until(renewed, 10)
+        await eventually_async(renewed)
         asked = [entry["identity"] for entry in w.authority.asked]
         assert asked.count("spiffe://cluster.local/ns/default/sa/a") >= 2
 

@@ -11,11 +11,12 @@ import struct
 from pathlib import Path
 
 import pytest
-from test_ztunnel_process import metric, pair, until
+from test_ztunnel_process import metric, pair
 from ztunnel_mesh import needs_root, scenario
 from ztunnel_process import MARK, Node, world
 
 from mesh.testing.netns import PodNet
+from tests.support.eventually import eventually_async
 from ztunnel.netns import PodNamespace
 
 pytestmark = needs_root
@@ -133,7 +134,7 @@ async def soak(na: Node, nb: Node, space: PodNamespace, b: PodNet) -> None:
         closed = await metric(na, "istio_tcp_connections_closed_total")
         return opened + failed == CONNECTIONS and opened == closed
 
-    await until(settled, 20, "not every connection was accounted for")
+    await eventually_async(settled, "not every connection was accounted for")
     for node in (na, nb):
 
         async def idle(node: Node = node) -> bool:
@@ -141,5 +142,5 @@ async def soak(na: Node, nb: Node, space: PodNamespace, b: PodNet) -> None:
             open_now = await metric(node, "istio_tcp_sockets_open")
             return open_now == 0 and (await node.json("/connections"))["count"] == 0
 
-        await until(idle, 20, "connections are left that nobody has any more")
+        await eventually_async(idle, "connections are left that nobody has any more")
         assert "Traceback" not in node.log.read_text()

@@ -56,15 +56,6 @@ def scenario(test: Callable[..., Coroutine[object, object, None]]) -> Callable[.
     return run
 
 
-async def eventually(predicate: Callable[[], bool], deadline_s: float = 5.0, what: str = "") -> None:
-    """Poll until the predicate holds."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not predicate():
-        assert loop.time() < end, what or f"not within {deadline_s} s"
-        await asyncio.sleep(0.01)
-
-
 class Mesh:
     """Pods, their workloads and one data plane a node."""
 

@@ -15,19 +15,10 @@ from mesh.net.relay import Relay, RelayResult, TcpEnd, join
 from mesh.runtime.clock import SystemClock
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.telemetry.reasons import Reason
+from tests.support.eventually import eventually_async
 from tests.support.pki import Authority
 
 LOOPBACK = "127.0.0.1"
-DEADLINE_S = 30.0
-
-
-async def eventually(condition: Callable[[], bool], what: str = "") -> None:
-    """Wait until a condition holds; fails after a deadline."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + DEADLINE_S
-    while not condition():
-        assert loop.time() < deadline, f"not within {DEADLINE_S} s: {what or condition}"
-        await asyncio.sleep(0.01)
 
 
 def port_of(server: asyncio.Server) -> int:
@@ -140,8 +131,8 @@ class Node:
         for connection in (*self.dialled, *self.accepted):
             connection.close(Reason.FORCED_CLOSE)
         made = [c for c in (*self.dialled, *self.accepted) if c.transport is not None]
-        await eventually(lambda: all(c.closed for c in made), "HBONE connections closed")
-        await eventually(lambda: all(r.done for r in self.relays), "relays done")
+        await eventually_async(lambda: all(c.closed for c in made), "HBONE connections closed")
+        await eventually_async(lambda: all(r.done for r in self.relays), "relays done")
         await self.owner.close()
         for server in self.servers:
             await server.wait_closed()

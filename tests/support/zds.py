@@ -27,13 +27,6 @@ LOOPS: dict[str, Callable[[Coroutine[Any, Any, None]], None]] = {"asyncio": asyn
 ME = require_uid(os.geteuid())
 
 
-async def eventually(predicate: Callable[[], object], what: str, deadline_s: float = 10.0) -> None:
-    end = asyncio.get_running_loop().time() + deadline_s
-    while not predicate():
-        assert asyncio.get_running_loop().time() < end, f"not within {deadline_s} s: {what}"
-        await asyncio.sleep(0.005)
-
-
 def open_fds() -> list[str]:
     """What the process has open; epoll and wake-up descriptors of the loop are the same before and after."""
     return sorted(os.listdir("/proc/self/fd"))

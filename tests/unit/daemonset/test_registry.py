@@ -20,6 +20,7 @@ from daemonset.registry import Objects, Registry
 from daemonset.store import Remembered
 from daemonset.worker import StepError, Subject
 from mesh.runtime.clock import SystemClock
+from tests.support.eventually import eventually_async
 
 
 class Notes:
@@ -97,11 +98,6 @@ def request(command: str = "ADD", uid: str = "u1", name: str = "web-u1") -> CniR
     )
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
-
-
 def enrolled(setting: Setting, uid: str = "u1") -> bool:
     return any(w.uid == uid and w.state.enrolled for w in setting.registry.workers)
 
@@ -110,7 +106,7 @@ def test_a_labelled_running_pod_is_enrolled_gently() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         assert s.steps.of("u1") == list(GENTLE_ORDER)
 
     run(scenario)
@@ -120,13 +116,13 @@ def test_a_label_flip_releases_and_enrols_again() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         s.registry.apply(objects(pod(labels={pods.MODE_LABEL: "none"})))
-        await until(lambda: not s.registry.workers)
+        await eventually_async(lambda: not s.registry.workers)
         assert Step.GRACE in s.steps.of("u1")
         assert [i.code for i in s.registry.ignored] == [Code.OPTED_OUT]
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         assert not s.registry.ignored
 
     run(scenario)
@@ -137,7 +133,7 @@ def test_applying_the_same_objects_again_does_nothing() -> None:
         s.registry.on_session(1)
         for _ in range(3):
             s.registry.apply(objects(pod()))
-            await until(lambda: enrolled(s))
+            await eventually_async(lambda: enrolled(s))
         assert s.steps.of("u1") == list(GENTLE_ORDER)
 
     run(scenario)
@@ -148,13 +144,13 @@ def test_a_pod_without_object_stays_captured_while_its_processes_run() -> None:
         s.running.add("u1")
         s.registry.on_session(1)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         s.registry.apply(objects())
         await asyncio.sleep(0)
         assert enrolled(s)
         s.running.clear()
         s.registry.apply(objects())
-        await until(lambda: not s.registry.workers)
+        await eventually_async(lambda: not s.registry.workers)
         assert Step.GRACE not in s.steps.of("u1")
 
     run(scenario)
@@ -164,7 +160,7 @@ def test_a_pod_that_loses_its_address_in_the_object_stays() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         s.registry.apply(objects(pod(ip=None)))
         await asyncio.sleep(0)
         assert s.registry.workers[0].state.wanted
@@ -176,17 +172,17 @@ def test_a_pod_stays_while_the_object_of_its_namespace_is_missing() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         s.registry.apply(Objects(pods=(pod(),), namespaces={}))
         await asyncio.sleep(0)
         assert enrolled(s)
         # Its own label still counts, and so does a namespace that is there and says nothing.
         s.registry.apply(Objects(pods=(pod(labels={pods.MODE_LABEL: "none"}),), namespaces={}))
-        await until(lambda: not s.registry.workers)
+        await eventually_async(lambda: not s.registry.workers)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         s.registry.apply(objects(pod(), mode=None))
-        await until(lambda: not s.registry.workers)
+        await eventually_async(lambda: not s.registry.workers)
 
     run(scenario)
 
@@ -199,7 +195,7 @@ def test_a_pod_that_begins_to_run_is_looked_at_again_without_a_gap() -> None:
         s.steps.done.clear()
         s.registry.apply(objects(pod()))
         assert s.registry.workers[0].state.captured
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         assert s.steps.of("u1") == [Step.PROVE, Step.CAPTURE_OUT, Step.PUBLISH]
 
     run(scenario)
@@ -209,7 +205,7 @@ def test_a_malformed_version_of_a_pod_changes_nothing() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         s.registry.apply(objects(pod(labels=["none"])))
         await asyncio.sleep(0)
         assert enrolled(s)
@@ -241,7 +237,7 @@ def test_a_pod_whose_label_comes_after_its_sandbox_is_enrolled_where_the_cni_sai
         s.registry.apply(objects(pod(ip=None)))
         assert not s.registry.workers  # It has no address yet.
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         assert s.registry.workers[0].subject.cni_netns == "/run/netns/x"
 
     run(scenario)
@@ -333,7 +329,7 @@ def test_a_late_del_of_an_earlier_sandbox_does_not_release_the_pod(
         s.registry.on_session(1)
         s.registry.take_over([takeover()])
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         if cookie is not None:
             s.cookies[path] = cookie
         if running:
@@ -348,15 +344,15 @@ def test_a_late_del_of_an_earlier_sandbox_does_not_release_the_pod(
 def test_sessions_reach_every_pod_and_snapshots_hold_what_was_offered() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.apply(objects(pod("u1"), pod("u2", ip="10.1.0.6")))
-        await until(lambda: len(s.steps.done) == 4)
+        await eventually_async(lambda: len(s.steps.done) == 4)
         assert not s.registry.offers()
         s.registry.on_session(1)
-        await until(lambda: enrolled(s, "u1") and enrolled(s, "u2"))
+        await eventually_async(lambda: enrolled(s, "u1") and enrolled(s, "u2"))
         assert set(s.registry.offers()) == {"u1", "u2"}
         s.registry.on_session(0)
         assert not enrolled(s)
         s.registry.on_session(2)
-        await until(lambda: enrolled(s, "u1") and enrolled(s, "u2"))
+        await eventually_async(lambda: enrolled(s, "u1") and enrolled(s, "u2"))
 
     run(scenario)
 
@@ -383,7 +379,7 @@ def test_recovered_pods_are_offered_before_a_ztunnel_may_ask_and_then_enrolled_a
         assert set(s.registry.offers()) == {"u1"}
         s.registry.on_session(1)
         s.registry.apply(objects(pod()))
-        await until(lambda: enrolled(s))
+        await eventually_async(lambda: enrolled(s))
         assert not {Step.RELEASE_IN, Step.RELEASE_OUT, Step.WITHDRAW} & set(s.steps.of("u1"))
 
     run(scenario)
@@ -407,7 +403,7 @@ def test_a_recovered_pod_without_object_and_processes_is_released() -> None:
         s.registry.take_over([takeover()])
         await s.registry.recovered(5.0)
         s.registry.apply(objects())
-        await until(lambda: not s.registry.workers)
+        await eventually_async(lambda: not s.registry.workers)
         assert [step for step in s.steps.of("u1") if step in (Step.RELEASE_IN, Step.RELEASE_OUT)] == [
             Step.RELEASE_IN,
             Step.RELEASE_OUT,
@@ -420,13 +416,13 @@ def test_a_defect_in_a_step_is_retried_and_named() -> None:
     async def scenario(s: Setting) -> None:
         s.steps.fail[Step.ROUTE] = ZeroDivisionError("oops")  # type: ignore[assignment]
         s.registry.apply(objects(pod()))
-        await until(lambda: bool(s.registry.workers[0].state.failure))
+        await eventually_async(lambda: bool(s.registry.workers[0].state.failure))
         failure = s.registry.workers[0].state.failure
         assert failure is not None
         assert failure.code is Code.STEP_DEFECT
         assert "oops" in failure.reason
         assert "AMB2114" in s.registry.workers[0].explain()
         s.steps.fail.clear()
-        await until(lambda: Step.ROUTE in s.registry.workers[0].state.done)
+        await eventually_async(lambda: Step.ROUTE in s.registry.workers[0].state.done)
 
     run(scenario)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mesh.config.environment import ConfigError, ListenAddress, drain_deadline
 from mesh.telemetry.logging import LogFormat
-from ztunnel.config import ConfigError, ListenAddress, drain_deadline, read_config, read_data_plane
+from ztunnel.config import read_config, read_data_plane
 
 GOOD = {
     "NODE_NAME": "n1",

@@ -30,6 +30,8 @@ from mesh.identity.spiffe import SpiffeId
 from mesh.model.locality import Locality
 from mesh.model.workload import WorkloadType
 from mesh.net.sockets import Peer, parse_sockaddr
+from mesh.runtime.surfaces import plain
+from mesh.telemetry.log_queue import BoundedLogHandler
 from mesh.telemetry.logging import TextFormatter
 from mesh.testing.fake_ca import FakeCa
 from mesh.testing.fake_clock import FakeClock
@@ -37,10 +39,8 @@ from mesh.xds.encode import encode_address, encode_authorization
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, Update
 from mesh.xds.updates import decode_update
 from tests.support.mesh_builders import policy, service, workload
-from ztunnel.admin_view import plain
 from ztunnel.certificates import WorkerCertificates, certificate_from_message, certificate_message
 from ztunnel.control import Decoder, encode
-from ztunnel.log_queue import BoundedLogHandler
 from ztunnel.original_dst import decode_sockaddr
 from ztunnel.proxy_protocol import format_proxy_v2
 from ztunnel.worker import update_from_message, update_message

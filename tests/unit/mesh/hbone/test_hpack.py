@@ -54,6 +54,22 @@ def test_arbitrary_blocks_decode_as_the_reference_or_fail(blocks: list[bytes]) -
             return
 
 
+@settings(deadline=None)
+@given(st.lists(lists, max_size=6), lists)
+def test_a_block_means_the_same_while_the_version_stays(
+    before: list[list[tuple[bytes, bytes]]], headers: list[tuple[bytes, bytes]]
+) -> None:
+    encoder, decoder = reference.Encoder(), HpackDecoder(4096)
+    for earlier in before:
+        decoder.decode(encoder.encode(earlier), 1 << 20)
+    block, version = encoder.encode(headers), decoder.version
+    assert decoder.decode(block, 1 << 20) == headers
+    if decoder.version == version:
+        assert decoder.decode(block, 1 << 20) == headers
+    else:
+        assert decoder.table_bytes or not headers
+
+
 def test_resized_table_evicts_as_the_reference() -> None:
     encoder, decoder = reference.Encoder(), HpackDecoder(4096)
     for size in (4096, 100, 0, 4096):
