@@ -8,10 +8,11 @@ import sys
 
 import uvloop
 
+from mesh.config.environment import ConfigError
+from mesh.telemetry.log_queue import BoundedLogHandler
 from mesh.telemetry.logging import configure
 from ztunnel.app import App
-from ztunnel.config import Config, ConfigError, read_config
-from ztunnel.log_queue import BoundedLogHandler
+from ztunnel.config import Config, read_config
 from ztunnel.netns import NamespaceError, PodNamespace
 from ztunnel.worker import raise_file_limit
 

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.registry import Collector
-
 from mesh.model.workload import NamespacedHostname
 from mesh.runtime.http import BadRequestError, HttpServer, Request, Response, Route, json_response, text
-from mesh.runtime.readiness import Readiness
+from mesh.runtime.surfaces import plain
 from mesh.runtime.version import VERSION
-from mesh.telemetry.exposition import TotalsCollector, render
 from mesh.telemetry.logging import level_name, set_level
-from mesh.telemetry.series import Totals
-from ztunnel.admin_view import plain
 from ztunnel.config import Config
 from ztunnel.supervisor import Supervisor
 
@@ -158,30 +152,3 @@ def _parse_level(query: Mapping[str, str], default: str) -> tuple[str, str]:
 
 def _keyed(staged: Mapping[NamespacedHostname, tuple[str, ...]]) -> dict[str, list[str]]:
     return {str(key): list(uids) for key, uids in staged.items()}
-
-
-def metrics_server(totals: Totals, before: Callable[[], None], *collectors: Collector) -> HttpServer:
-    """Build the server of the metrics port; `before` runs ahead of each scrape."""
-    registry = CollectorRegistry()
-    registry.register(TotalsCollector(totals))
-    for collector in collectors:
-        registry.register(collector)
-    ProcessCollector(registry=registry)
-
-    async def scrape(request: Request) -> Response:
-        before()
-        body, content_type = render(registry, request.headers.get("accept", ""))
-        return Response(body=body, content_type=content_type)
-
-    return HttpServer("metrics", {path: Route(scrape) for path in ("/metrics", "/stats/prometheus")})
-
-
-def readiness_server(readiness: Readiness) -> HttpServer:
-    """Build the server of the readiness port."""
-
-    async def ready(_request: Request) -> Response:
-        if readiness.ready:
-            return text("ready")
-        return text(f"not ready, pending: {', '.join(readiness.pending)}", 500)
-
-    return HttpServer("readiness", {"/healthz/ready": Route(ready)})

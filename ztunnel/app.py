@@ -10,21 +10,23 @@ import signal
 from collections import Counter
 from collections.abc import Mapping
 
+from mesh.config.environment import ListenAddress
 from mesh.identity.ca_client import CaClient, CaSettings
 from mesh.identity.manager import CertificateManager, CertificateUnavailableError
 from mesh.identity.spiffe import SpiffeId
 from mesh.runtime.clock import Clock, SystemClock
 from mesh.runtime.http import HttpServer
 from mesh.runtime.readiness import Readiness
+from mesh.runtime.surfaces import metrics_server, readiness_server
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.runtime.version import VERSION
 from mesh.telemetry.metrics import BUILD, XDS_MESSAGE_BYTES, XDS_MESSAGES, XDS_TERMINATIONS, Metric
 from mesh.xds.client import Node, Settings, Status, XdsClient
+from mesh.xds.gauges import StateCollector
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Rejection, Update
 from mesh.zds.connection import ZdsClient
-from ztunnel.admin import Admin, metrics_server, readiness_server
-from ztunnel.config import Config, ListenAddress
-from ztunnel.gauges import StateCollector
+from ztunnel.admin import Admin
+from ztunnel.config import Config
 from ztunnel.supervisor import Supervisor
 
 _log = logging.getLogger("ztunnel")
@@ -120,7 +122,12 @@ class App:
 
     async def _serve_http(self) -> None:
         admin = Admin(self.supervisor, self.config, quit_now=self._stopping.set, status=self.status)
-        gauges = StateCollector(lambda: self.supervisor.certificates, lambda: self.xds.status, VERSION)
+        gauges = StateCollector(
+            lambda: self.supervisor.certificates,
+            lambda: self.xds.status,
+            component="ztunnel",
+            version=VERSION,
+        )
         wanted: tuple[tuple[HttpServer, ListenAddress], ...] = (
             (admin.server(), self.config.admin),
             (metrics_server(self.supervisor.totals, self._before_scrape, gauges), self.config.metrics),

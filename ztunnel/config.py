@@ -9,26 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
+from mesh.config.environment import ListenAddress, Reader, drain_deadline
 from mesh.telemetry.logging import LogFormat
-
-
-class ConfigError(ValueError):
-    """A setting is missing or cannot be used (the operator's fault); the message names it and the remedy."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListenAddress:
-    """Where a server of this process listens."""
-
-    host: str
-    port: int
-    """0 picks a free port."""
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,84 +66,14 @@ class Config:
     self_pod: tuple[str, str, str] | None = None
     """Name, namespace and service account of ztunnel's own pod: its metrics are then reachable over mTLS."""
     workers: int = 2
-    admin: ListenAddress = ListenAddress(host="127.0.0.1", port=15000)
-    metrics: ListenAddress = ListenAddress(host="0.0.0.0", port=15020)
-    readiness: ListenAddress = ListenAddress(host="0.0.0.0", port=15021)
+    admin: ListenAddress
+    metrics: ListenAddress
+    readiness: ListenAddress
     drain_deadline_s: float = 5.0
     secret_ttl_s: int = 86400
     max_series: int = 10000
     """Series per metric; further label sets are counted in one overflow series."""
     series_idle_s: float = 600.0
-
-
-def drain_deadline(grace_period_s: float | None) -> float:
-    """Return how long live connections may run on, from the pod's grace period; Istio's rule."""
-    if grace_period_s is None:
-        return 5.0
-    return max(grace_period_s - 5 if grace_period_s > 10 else grace_period_s - 1, 1.0)
-
-
-class _Reader:
-    """Takes settings from a mapping and collects what is wrong with them."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        self.problems: list[str] = []
-
-    def text(self, name: str, default: str = "") -> str:
-        return self._environ.get(name, "").strip() or default
-
-    def required(self, name: str, what: str) -> str:
-        value = self.text(name)
-        if not value:
-            self.problems.append(f"{name} is not set; set it to {what}")
-        return value
-
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        raw = self.text(name)
-        if not raw:
-            return default
-        try:
-            value = float(raw)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            self.problems.append(
-                f"{name}={raw!r} is not a number from {low:g} to {high:g}; unset it for {default:g}"
-            )
-            return default
-        return value
-
-    def address(self, name: str, default: ListenAddress) -> ListenAddress:
-        raw = self.text(name)
-        if not raw:
-            return default
-        host, _, port = raw.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        try:
-            ip_address(host)
-            number = int(port)
-        except ValueError:
-            number = -1
-        if not 0 <= number < 65536:
-            self.problems.append(f"{name}={raw!r} is not IP:PORT; unset it for {default}")
-            return default
-        return ListenAddress(host=host, port=number)
-
-    def choice(self, name: str, default: str, options: tuple[str, ...]) -> str:
-        value = self.text(name, default).lower()
-        if value not in options:
-            self.problems.append(f"{name}={value!r} is none of {', '.join(options)}; unset it for {default}")
-            return default
-        return value
-
-    def shared_only(self) -> None:
-        mode = self.text("PROXY_MODE", "shared").lower()
-        if mode != "shared":
-            self.problems.append(
-                f"PROXY_MODE={mode!r} is not offered (docs/adr/0003): one ztunnel serves all pods of a node; "
-                "unset it and label the namespace or pod istio.io/dataplane-mode=ambient"
-            )
 
 
 def read_data_plane(environ: Mapping[str, str]) -> DataPlaneConfig:
@@ -168,9 +82,9 @@ def read_data_plane(environ: Mapping[str, str]) -> DataPlaneConfig:
     Raises:
         ConfigError: lists every unusable variable, one a line.
     """
-    reader = _Reader(environ)
+    reader = Reader(environ)
     config = _data_plane(reader)
-    _check(reader)
+    reader.check()
     return config
 
 
@@ -180,9 +94,9 @@ def read_config(environ: Mapping[str, str]) -> Config:
     Raises:
         ConfigError: lists every unusable variable, one a line.
     """
-    reader = _Reader(environ)
+    reader = Reader(environ)
     grace = reader.text("TERMINATION_GRACE_PERIOD_SECONDS")
-    reader.shared_only()
+    _require_shared_mode(reader)
     config = Config(
         data_plane=_data_plane(reader),
         inpod_uds=Path(
@@ -209,11 +123,11 @@ def read_config(environ: Mapping[str, str]) -> Config:
         ),
         secret_ttl_s=int(reader.number("SECRET_TTL", 86400, 2, 31536000)),
     )
-    _check(reader)
+    reader.check()
     return config
 
 
-def _data_plane(reader: _Reader) -> DataPlaneConfig:
+def _data_plane(reader: Reader) -> DataPlaneConfig:
     bpffs = reader.text("AMBIT_BPFFS")
     return DataPlaneConfig(
         node_name=reader.required("NODE_NAME", "the name of this node, as workloads carry it"),
@@ -232,11 +146,15 @@ def _data_plane(reader: _Reader) -> DataPlaneConfig:
     )
 
 
-def _self_pod(reader: _Reader) -> tuple[str, str, str] | None:
+def _self_pod(reader: Reader) -> tuple[str, str, str] | None:
     name, namespace, account = (reader.text(n) for n in ("POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT"))
     return (name, namespace, account) if name and namespace and account else None
 
 
-def _check(reader: _Reader) -> None:
-    if reader.problems:
-        raise ConfigError("\n".join(reader.problems))
+def _require_shared_mode(reader: Reader) -> None:
+    mode = reader.text("PROXY_MODE", "shared").lower()
+    if mode != "shared":
+        reader.problems.append(
+            f"PROXY_MODE={mode!r} is not offered (docs/adr/0003): one ztunnel serves all pods of a node; "
+            "unset it and label the namespace or pod istio.io/dataplane-mode=ambient"
+        )

@@ -19,6 +19,7 @@ from mesh.hbone.limits import Limits
 from mesh.identity.contexts import TlsContexts
 from mesh.identity.spiffe import SpiffeId
 from mesh.model.workload import Workload
+from mesh.net.listener import OnAccept
 from mesh.runtime.clock import Clock
 from mesh.state.store import Changes, Store
 from mesh.telemetry.reasons import Reason
@@ -32,7 +33,6 @@ from ztunnel.dial import TunnelDialer
 from ztunnel.dns.server import DnsServer, PodDns, Resolvers
 from ztunnel.inbound import Inbound
 from ztunnel.inpod import HBONE_PORT, OUTBOUND_PORT, PLAINTEXT_PORT, ListenerMap, PodListeners
-from ztunnel.listener import OnAccept
 from ztunnel.netns import PodNamespace
 from ztunnel.outbound import Outbound
 from ztunnel.plane import Plane, Pod, PodInfo

@@ -30,7 +30,7 @@ from mesh.identity.verify import require_trust_domain
 from mesh.model.address import IPAddress
 from mesh.model.service import Service
 from mesh.model.workload import Workload
-from mesh.net.sockets import DialError, Peer, dial, parse_sockaddr, reset, set_keepalive
+from mesh.net.sockets import DialError, Peer, dial, parse_sockaddr, reset, set_keepalive, tcp_end
 from mesh.runtime.notify import Signal
 from mesh.runtime.tasks import create_task
 from mesh.telemetry.metrics import TUNNEL_HANDSHAKE_SECONDS
@@ -43,7 +43,7 @@ from ztunnel.proxy_protocol import format_proxy_v2
 from ztunnel.resolve.admit import Refused, admit
 from ztunnel.resolve.decide import ZTUNNEL_PORTS
 from ztunnel.resolve.judge import judge
-from ztunnel.serving import begin, fail_early, relay_pair, tcp_end
+from ztunnel.serving import begin, fail_early, relay_pair
 from ztunnel.sockets import bind_source
 
 _log = logging.getLogger("ztunnel.inbound")

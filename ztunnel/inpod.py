@@ -12,8 +12,8 @@ import socket
 from collections.abc import Iterable
 from typing import Protocol
 
+from mesh.net.listener import Listener, OnAccept
 from ztunnel.config import DataPlaneConfig
-from ztunnel.listener import Listener, OnAccept
 from ztunnel.netns import PodNamespace
 from ztunnel.original_dst import PLAINTEXT_PORT
 from ztunnel.sockets import tcp_listener

@@ -108,8 +108,3 @@ class PodNamespace:
 def netns_cookie(sock: socket.socket) -> int:
     """Return the cookie of the namespace that a socket belongs to: u64, never reused."""
     return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
-
-
-def socket_cookie(sock: socket.socket) -> int:
-    """Return the kernel's own number of a socket: u64, never reused."""
-    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])

@@ -18,7 +18,7 @@ from mesh.hbone.metadata import format_forwarded, format_traceparent
 from mesh.model.address import IPAddress
 from mesh.model.workload import Workload
 from mesh.net.relay import CountedEnd
-from mesh.net.sockets import DialError, Peer, cached_ip, dial, reset
+from mesh.net.sockets import DialError, Peer, cached_ip, dial, reset, tcp_end
 from mesh.telemetry.metrics import ON_DEMAND_DNS, peer_labels
 from mesh.telemetry.reasons import Reason
 from ztunnel.access import OUTBOUND, Flow
@@ -26,7 +26,7 @@ from ztunnel.connections import LiveConnection
 from ztunnel.original_dst import NotCapturedError, read_original_dst
 from ztunnel.plane import Plane, Pod
 from ztunnel.resolve.decide import Reject, Upstream, decide_outbound
-from ztunnel.serving import begin, refuse_uncaptured, relay_pair, tcp_end
+from ztunnel.serving import begin, refuse_uncaptured, relay_pair
 
 
 class Tunnels(Protocol):

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections.abc import Callable, Coroutine
 
-from mesh.net.relay import CountedEnd, Relay, RelayResult, TcpEnd
+from mesh.net.relay import CountedEnd, Relay, RelayResult
 from mesh.net.sockets import DialError, Peer, reset
 from mesh.runtime.tasks import create_task
 from mesh.telemetry.metrics import CONNECTIONS_FAILED, REASONS
@@ -90,24 +90,6 @@ def refuse_uncaptured(plane: Plane, sock: socket.socket, peer: Peer, direction: 
     flow = Flow(direction=direction, source=peer, destination=peer)
     fail_early(plane, flow, Reason.NO_CAPTURE_RECORD, detail)
     reset(sock)
-
-
-async def tcp_end(sock: socket.socket) -> TcpEnd:
-    """Make an end of a connected socket, which it owns from here on.
-
-    Raises:
-        DialError: PEER_RESET, the socket is dead already.
-    """
-    end = TcpEnd()
-    try:
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: end, sock)
-    except OSError as error:
-        sock.close()
-        raise DialError(Reason.PEER_RESET, f"the socket is dead: {error}") from error
-    except BaseException:
-        sock.close()
-        raise
-    return end
 
 
 def relay_pair(plane: Plane, row: LiveConnection, client: CountedEnd, server: CountedEnd) -> None:

@@ -19,20 +19,21 @@ from collections.abc import Mapping
 
 import uvloop
 
+from mesh.config.environment import ConfigError
 from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.net.allocator import keep_buffers
 from mesh.runtime.clock import SystemClock
 from mesh.runtime.tasks import TaskOwner, create_task
+from mesh.telemetry.log_queue import BoundedLogHandler
 from mesh.telemetry.logging import configure, set_level
 from mesh.telemetry.metrics import LOG_LINES_DROPPED
 from mesh.xds.resource import Resource, Update
 from ztunnel.admin_view import connection_view
 from ztunnel.capture import Capture
 from ztunnel.certificates import certificate_from_message
-from ztunnel.config import ConfigError, DataPlaneConfig, read_data_plane
+from ztunnel.config import DataPlaneConfig, read_data_plane
 from ztunnel.control import Channel, Message
 from ztunnel.data_plane import DataPlane
-from ztunnel.log_queue import BoundedLogHandler
 from ztunnel.plane import PodInfo
 
 _log = logging.getLogger("ztunnel.worker")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mesh.model.address import IPAddress, format_host_port, parse_ip
+from mesh.net.relay import TcpEnd
 from mesh.telemetry.reasons import Reason
 
 MakeSocket = Callable[[int, int], socket.socket]
@@ -179,3 +180,21 @@ def reset(sock: socket.socket) -> None:
         # Closed already (a failed TLS handshake does that): then there is nothing left to say.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     sock.close()
+
+
+async def tcp_end(sock: socket.socket) -> TcpEnd:
+    """Make an end of a connected socket, which it owns from here on.
+
+    Raises:
+        DialError: PEER_RESET, the socket is dead already.
+    """
+    end = TcpEnd()
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: end, sock)
+    except OSError as error:
+        sock.close()
+        raise DialError(Reason.PEER_RESET, f"the socket is dead: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return end

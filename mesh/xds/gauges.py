@@ -19,10 +19,13 @@ class StateCollector(Collector):
         self,
         certificates: Callable[[], Iterable[WorkloadCertificate]],
         configuration: Callable[[], Status],
+        *,
+        component: str,
         version: str,
     ) -> None:
         self._certificates = certificates
         self._configuration = configuration
+        self._component = component
         self._version = version
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -52,5 +55,5 @@ class StateCollector(Collector):
             resources.add_metric([url], count)
         yield resources
         build = GaugeMetricFamily("ambit_build_info", "This program", labels=["component", "version"])
-        build.add_metric(["ztunnel", self._version], 1)
+        build.add_metric([self._component, self._version], 1)
         yield build

@@ -11,12 +11,12 @@ import asyncio
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Callable
 
 from mesh.net.sockets import Peer, parse_sockaddr
-from ztunnel.netns import socket_cookie
 
-_log = logging.getLogger("ztunnel.listener")
+_log = logging.getLogger("ambit.listener")
 
 ACCEPT_BATCH = 32
 """Connections taken per loop turn, so that a burst does not starve running relays."""
@@ -24,6 +24,7 @@ PAUSE_S = 0.1
 """How long to leave the queue alone when nothing can be accepted."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+_SO_COOKIE = 57
 OnAccept = Callable[[socket.socket, Peer], None]
 
 
@@ -86,3 +87,8 @@ class Listener:
         self._closed = True
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
+
+
+def socket_cookie(sock: socket.socket) -> int:
+    """Return the kernel's own number of a socket: u64, never reused."""
+    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
