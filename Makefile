@@ -50,3 +50,5 @@ gen: bootstrap
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+include tests/k8s/cluster.mk
