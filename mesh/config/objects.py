@@ -67,7 +67,7 @@ class RawObject:
     """The whole document."""
     file: str = field(default="", compare=False)
     line: int = field(default=0, compare=False)
-    """Where the document begins, from 1; 0: not from a file."""
+    """Where the document begins, from 1; no file and 0: from an API server."""
     node: yaml.Node | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -125,7 +125,7 @@ class Rejection:
     """The object, where so much could be read: its last good version stays in force."""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{self.file}:{self.line}: {self.reason}" if self.file else self.reason
 
 
 class _RefusedError(Exception):

@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from watchfiles import awatch
 
@@ -33,6 +34,14 @@ class Snapshot:
         """List the objects of these kinds, by namespace and name."""
         found = [item for item in self.objects.values() if item.kind in kinds]
         return sorted(found, key=lambda item: (item.kind, item.namespace, item.name))
+
+
+class ObjectSource(Protocol):
+    """Where objects come from: directories, or an API server (`mesh.config.kubernetes`)."""
+
+    def watch(self) -> AsyncIterator[Snapshot]:
+        """Yield everything that is in force, whole, and again after each change."""
+        ...
 
 
 @dataclass(slots=True)

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to a Kubernetes API server: JSON in and out, and streams of watch events.
+
+Where the server is and how to prove oneself to it is the official client's business
+(in-cluster service account, kubeconfig with certificates, token files or exec plugins);
+its generated models are not used, as objects go through `mesh.config.objects`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+import aiohttp
+import yaml
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.client.rest import RESTClientObject
+
+from mesh.runtime.version import VERSION
+
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+CALL_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+IDLE_TIMEOUT_S = 150.0
+"""A watch that says nothing for so long is dead: the server sends a bookmark about every minute."""
+MAX_EVENT_BYTES = 32 * 1024 * 1024
+"""One watch event; the API server's own limit for an object is about 3 MiB."""
+_KEEPALIVE_IDLE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_PROBES = 15, 5, 3
+_GONE = 410
+
+
+class KubeError(Exception):
+    """A request to the API server failed."""
+
+
+class UnreachableError(KubeError):
+    """No answer came, or none that can be read: the network's or the server's fault; retry later."""
+
+
+class ConfigError(KubeError):
+    """Where the API server is cannot be told: the settings' fault; says what to do."""
+
+
+class AnswerError(KubeError):
+    """The server refused, with a status code and a reason."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{status} {reason}: {message}" if message else f"{status} {reason}")
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    @property
+    def expired(self) -> bool:
+        """Whether the resourceVersion asked for is too old: list anew."""
+        return self.status == _GONE
+
+
+class KubeApi(Protocol):
+    """What sources and writers need of an API server; `tests/support/fake_kube.py` is its twin."""
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Make one request and return its JSON object.
+
+        Raises:
+            AnswerError: the server refused.
+            UnreachableError: no readable answer within `timeout_s`.
+        """
+        ...
+
+    def events(
+        self, path: str, query: Mapping[str, str], *, accept: str = "application/json"
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the events of one watch until the server ends it.
+
+        Raises:
+            AnswerError: the server refused the watch.
+            UnreachableError: the connection failed or fell silent.
+        """
+        ...
+
+
+def error_of(status: Mapping[str, Any], code: int, retry_after_s: float | None = None) -> AnswerError:
+    """Make an error of a `Status` object."""
+    number = status.get("code")
+    return AnswerError(
+        number if isinstance(number, int) else code,
+        str(status.get("reason") or "error"),
+        str(status.get("message") or "")[:500],
+        retry_after_s,
+    )
+
+
+class _Rest(RESTClientObject):  # type: ignore[misc]
+    """The official transport, with connections that notice a peer that is gone."""
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        # Unlimited: each watch holds a connection for as long as it lasts.
+        return aiohttp.TCPConnector(limit=0, ssl=self.ssl_context, socket_factory=_socket)
+
+
+def _socket(info: Any) -> socket.socket:
+    family, kind, protocol = info[0], info[1], info[2]
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_EVERY_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+    return made
+
+
+Reload = Callable[[], Awaitable[None]]
+
+
+class KubeClient:
+    """One API server; close it. Loop thread only."""
+
+    def __init__(self, configuration: Configuration, reload: Reload | None, user_agent: str) -> None:
+        self._configuration = configuration
+        self._reload = reload
+        self._user_agent = user_agent
+        self._rest = _Rest(configuration)
+        self.server = str(configuration.host)
+
+    @classmethod
+    async def open(cls, kubeconfig: Path | None, *, user_agent: str) -> KubeClient:
+        """Read where the API server is: from a kubeconfig file, or from the pod's service account.
+
+        Raises:
+            ConfigError: the file or the service account cannot be used.
+        """
+        configuration = Configuration()
+        reload: Reload | None = None
+        try:
+            if kubeconfig is None:
+                kube_config.load_incluster_config(client_configuration=configuration)
+            else:
+                loader = await kube_config.load_kube_config(
+                    config_file=str(kubeconfig), client_configuration=configuration, persist_config=False
+                )
+
+                async def reload() -> None:
+                    await loader.load_and_set(configuration)
+
+            return cls(configuration, reload, f"{user_agent}/{VERSION}")
+        except (kube_config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
+            where = f"kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account"
+            advice = "" if kubeconfig else "; outside a cluster name a kubeconfig file"
+            raise ConfigError(f"{where} cannot be used: {error}{advice}") from error
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._rest.close()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Make one request (see `KubeApi.call`)."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        try:
+            response = await self._send(method, _url(path, query), body, content_type, accept, timeout)
+            try:
+                data = await response.read()
+            finally:
+                response.release()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"{self.server} does not answer: {_text(error)}") from error
+        if response.status >= 300:
+            raise _refusal(response, data)
+        return self._decode(data)
+
+    async def events(
+        self, path: str, query: Mapping[str, str], *, accept: str = "application/json"
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the events of one watch (see `KubeApi.events`)."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=IDLE_TIMEOUT_S)
+        url = _url(path, {**query, "watch": "1"})
+        try:
+            response = await self._send("GET", url, None, "application/json", accept, timeout)
+            try:
+                if response.status >= 300:
+                    raise _refusal(response, await response.read())
+                async for line in _lines(response.content.iter_any()):
+                    yield self._decode(line)
+            finally:
+                # Never back to the pool: a watch that was left early has events on the way.
+                response.close()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"{self.server} does not answer: {_text(error)}") from error
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        accept: str,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own, over several phases
+    ) -> aiohttp.ClientResponse:
+        response = await self._request(method, url, body, content_type, accept, timeout)
+        if response.status == 401 and self._reload is not None:
+            # A token or exec plugin's answer that has expired since it was read.
+            response.release()
+            try:
+                await self._reload()
+            except (kube_config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
+                raise UnreachableError(f"the kubeconfig cannot be read anew: {error}") from error
+            response = await self._request(method, url, body, content_type, accept, timeout)
+        return response
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        accept: str,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own, over several phases
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": self._user_agent}
+        for setting in (await self._configuration.auth_settings()).values():
+            headers[setting["key"]] = setting["value"]
+        answer = await self._rest.request(
+            method, self.server + url, headers=headers, body=body, _request_timeout=timeout
+        )
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    def _decode(self, data: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise UnreachableError(f"{self.server} answers what is no JSON") from error
+        if not isinstance(value, dict):
+            raise UnreachableError(f"{self.server} answers JSON that is no object")
+        return value
+
+
+def _url(path: str, query: Mapping[str, str] | None) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _refusal(response: aiohttp.ClientResponse, data: bytes) -> AnswerError:
+    try:
+        retry_after_s = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        retry_after_s = None
+    try:
+        status = json.loads(data)
+    except ValueError:
+        status = None
+    if not isinstance(status, dict):
+        status = {"reason": response.reason, "message": data[:200].decode("utf-8", "replace").strip()}
+    return error_of(status, response.status, retry_after_s)
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Cut a stream into its lines; one without an end is not an event."""
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            line = b"".join((*parts, end))
+            parts, size = [], 0
+            if line.strip():
+                yield line
+        parts.append(rest)
+        size += len(rest)
+        if size > MAX_EVENT_BYTES:
+            raise UnreachableError(f"a watch event exceeds {MAX_EVENT_BYTES} bytes")
+
+
+async def gather_pages(
+    api: KubeApi, path: str, query: Mapping[str, str], *, accept: str, page: int
+) -> tuple[list[Any], dict[str, Any]]:
+    """List a collection page by page.
+
+    Returns:
+        its items, and the last page's envelope (apiVersion, metadata.resourceVersion).
+
+    Raises:
+        KubeError: as `KubeApi.call`; one of `expired` when the pages' snapshot was compacted meanwhile.
+    """
+    items: list[Any] = []
+    token = ""
+    while True:
+        asked = {**query, "limit": str(page)}
+        if token:
+            asked["continue"] = token
+        answer = await api.call("GET", path, query=asked, accept=accept)
+        items += answer.get("items") or []
+        metadata = answer.get("metadata") or {}
+        token = str(metadata.get("continue") or "")
+        if not token:
+            return items, answer
+        await asyncio.sleep(0)
