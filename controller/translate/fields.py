@@ -7,6 +7,8 @@ the caller of a translator turns into a problem; fields nobody asked for are war
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +17,10 @@ from mesh.config.objects import Path, RawObject
 from mesh.model.address import IPAddress, IPNetwork, parse_ip, parse_network
 
 MAX_PORT = 65535
+MAX_DURATION_S = 10 * 365 * 86400.0
+_DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})?(?:h|ms|m|s|us|µs|ns))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s|us|µs|ns)")
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
 class IllTypedError(Exception):
@@ -83,6 +89,29 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.wrong(name, f"must be a whole number from {low} to {high}")
         return value
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """Read a number, whole or not, between `low` and `high`, both included."""
+        value = self._get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise self.wrong(name, f"must be a number from {low:g} to {high:g}")
+        return float(value)
+
+    def duration(self, name: str) -> float | None:
+        """Read a duration as Go writes it (`1.5s`, `1m30s`) in seconds; None when missing."""
+        text = self.text(name)
+        if not text:
+            return None
+        if text == "0":
+            return 0.0
+        if _DURATION.fullmatch(text) is None:
+            raise self.wrong(name, f"{text[:100]!r} is no duration such as 500ms, 1.5s or 1m30s")
+        seconds = math.fsum(float(part) * _UNITS_S[unit] for part, unit in _DURATION_PART.findall(text))
+        if seconds > MAX_DURATION_S:
+            raise self.wrong(name, f"{text[:100]} is longer than {MAX_DURATION_S:g} s")
+        return seconds
 
     def number_or_name(self, name: str) -> int | str | None:
         """Read a port number or the name of a port (`IntOrString`)."""

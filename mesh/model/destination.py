@@ -256,6 +256,8 @@ class DestinationPolicy:
     policy: TrafficPolicy = field(default_factory=TrafficPolicy)
     ports: tuple[PortPolicy, ...] = ()
     subsets: tuple[Subset, ...] = ()
+    client_namespace: str = ""
+    """Only for waypoints of this namespace, in place of the policy for all; empty: all."""
 
     def subset(self, name: str) -> Subset | None:
         """Return a subset; None: it is not defined, and its requests are answered 503 (flag NC)."""

@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DestinationPolicy(_message.Message):
-    __slots__ = ("namespace", "hostname", "sources", "policy", "ports", "subsets")
+    __slots__ = ("namespace", "hostname", "sources", "policy", "ports", "subsets", "client_namespace")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PORTS_FIELD_NUMBER: _ClassVar[int]
     SUBSETS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     hostname: str
     sources: _containers.RepeatedScalarFieldContainer[str]
     policy: TrafficPolicy
     ports: _containers.RepeatedCompositeFieldContainer[PortPolicy]
     subsets: _containers.RepeatedCompositeFieldContainer[DestinationSubset]
-    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., policy: _Optional[_Union[TrafficPolicy, _Mapping]] = ..., ports: _Optional[_Iterable[_Union[PortPolicy, _Mapping]]] = ..., subsets: _Optional[_Iterable[_Union[DestinationSubset, _Mapping]]] = ...) -> None: ...
+    client_namespace: str
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., policy: _Optional[_Union[TrafficPolicy, _Mapping]] = ..., ports: _Optional[_Iterable[_Union[PortPolicy, _Mapping]]] = ..., subsets: _Optional[_Iterable[_Union[DestinationSubset, _Mapping]]] = ..., client_namespace: _Optional[str] = ...) -> None: ...
 
 class PortPolicy(_message.Message):
     __slots__ = ("port", "policy")

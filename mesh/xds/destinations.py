@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Destination policies and endpoint labels between model and wire.
 
-Ours alone: Istio sends Envoy's clusters. Resource names are `namespace/hostname` and the
-workload's uid.
+Ours alone: Istio sends Envoy's clusters. Resource names are `namespace/hostname[@waypoint
+namespace]` and the workload's uid.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ _POOL_COUNTS = (
 
 def destination_policy_name(policy: DestinationPolicy) -> str:
     """Return the policy's resource name."""
-    return str(policy.service)
+    scope = f"@{policy.client_namespace}" if policy.client_namespace else ""
+    return f"{policy.service}{scope}"
 
 
 def encode_destination_policy(policy: DestinationPolicy) -> bytes:
@@ -71,6 +72,7 @@ def encode_destination_policy(policy: DestinationPolicy) -> bytes:
             )
             for subset in policy.subsets
         ],
+        client_namespace=policy.client_namespace,
     )
     return message.SerializeToString(deterministic=True)
 
@@ -100,6 +102,7 @@ def decode_destination_policy(value: bytes) -> DestinationPolicy:
             )
             for subset in message.subsets
         ),
+        client_namespace=message.client_namespace,
     )
 
 

@@ -133,6 +133,7 @@ DESTINATIONS = st.builds(
     DestinationPolicy,
     service=st.builds(NamespacedHostname, namespace=TEXT, hostname=TEXT),
     sources=TEXTS,
+    client_namespace=TEXT,
     policy=POLICIES,
     ports=PORTS,
     subsets=st.lists(
@@ -155,9 +156,10 @@ def test_equal_policies_have_equal_bytes_and_different_ones_do_not() -> None:
 
 
 def test_the_name_is_that_of_the_service() -> None:
-    assert (
-        destination_policy_name(DestinationPolicy(service=REVIEWS)) == "prod/reviews.prod.svc.cluster.local"
-    )
+    policy = DestinationPolicy(service=REVIEWS)
+    assert destination_policy_name(policy) == "prod/reviews.prod.svc.cluster.local"
+    of_one = replace(policy, client_namespace="edge")
+    assert destination_policy_name(of_one) == "prod/reviews.prod.svc.cluster.local@edge"
 
 
 @pytest.mark.parametrize(
