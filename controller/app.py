@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prometheus_client.exposition import choose_encoder
 
 from controller.authenticate import TokenAuthenticator
 from controller.ca.authorise import Tenants, is_ztunnel
 from controller.ca.issue import Authority, server_pair
 from controller.ca.service import CertificateService
-from controller.ca.store import open_authority, write_file
+from controller.ca.store import open_authority
+from controller.generated import Generated
 from controller.metrics import Metrics
 from controller.translate.mesh import Mesh, translate
 from controller.translate.types import Options, Problem
@@ -106,6 +106,7 @@ class App:
         )
         self._snapshot = Snapshot(objects={})
         self._mesh: Mesh | None = None
+        self._generated = Generated(settings.generated)
         self._tenants = Tenants(frozenset(), frozenset())
         self._authority = open_authority(settings.ca_dir, settings.options.trust_domain, self._clock.wall())
         tokens = TokenAuthenticator(settings.token_key, self._clock)
@@ -208,7 +209,7 @@ class App:
         """Take a snapshot over: translate, publish, report. A bug in translation keeps the last state."""
         try:
             with self._metrics.translation.time():
-                mesh = translate(snapshot.objects, self._settings.options)
+                mesh = translate(self._generated.with_statuses(snapshot.objects), self._settings.options)
         except Exception:  # noqa: BLE001 - one bad object must not end the control plane
             _log.exception("the objects cannot be translated; the last state stays in force")
             return
@@ -232,7 +233,7 @@ class App:
             _log.warning("%s", report)
         for change in changes:
             _log.info("%d of %s changed", len(change.names), change.type_url.rpartition(".")[2])
-        self._write_roots(snapshot)
+        self._generated.write([*self._roots(snapshot), *mesh.derived], mesh.statuses, self._clock.wall())
 
     def _reports(self) -> set[str]:
         problems = self._mesh.problems if self._mesh is not None else ()
@@ -252,26 +253,20 @@ class App:
         for severity in ("error", "warning"):
             self._metrics.problems.labels(severity).set(severities[severity])
 
-    def _write_roots(self, snapshot: Snapshot) -> None:
-        """Give every namespace the trust bundle, as istiod does."""
+    def _roots(self, snapshot: Snapshot) -> list[dict[str, Any]]:
+        """Return the trust bundle of every namespace, as istiod gives it."""
         namespaces = {key.name for key in snapshot.objects if key.kind == "Namespace"}
-        directory = self._settings.generated / "ConfigMap"
-        for namespace in sorted(namespaces):
-            path = directory / namespace / "istio-ca-root-cert.yaml"
-            document = {
+        # Those of waypoints too: in directories a namespace needs no object.
+        namespaces |= {key.namespace for key in snapshot.objects if key.kind == "Gateway"}
+        return [
+            {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {"name": "istio-ca-root-cert", "namespace": namespace},
                 "data": {"root-cert.pem": self._authority.bundle_pem.decode()},
             }
-            data = yaml.safe_dump(document, sort_keys=False).encode()
-            try:
-                if path.exists() and path.read_bytes() == data:
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_file(path, data, 0o644)
-            except OSError as error:
-                _log.warning("%s cannot be written: %s", path, error.strerror)
+            for namespace in sorted(namespaces)
+        ]
 
     # --- admin
 

@@ -39,6 +39,7 @@ DEFAULT_ATTEMPTS = 2
 REDIRECT_CODES = (301, 302, 303, 307, 308)
 _DURATION = re.compile(r"(?:(\d{1,5})h)?(?:(\d{1,5})m)?(?:(\d{1,5})s)?(?:(\d{1,5})ms)?")
 _GROUPS = ("", "core")
+_NO_BACKEND = "BackendNotFound"
 
 
 class FieldError(Exception):
@@ -59,6 +60,8 @@ class Finding:
     reason: str
     severity: str
     """error or warning"""
+    code: str = ""
+    """Gateway API's reason, where a reference cannot be resolved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +145,9 @@ class _Translator:
         self._findings = findings
         self.parents: list[Parent] = []
 
-    def _find(self, path: Path, reason: str, severity: str = "error") -> None:
-        self._findings.append(Finding(route=self._route, path=path, reason=reason, severity=severity))
+    def _find(self, path: Path, reason: str, severity: str = "error", code: str = "") -> None:
+        finding = Finding(route=self._route, path=path, reason=reason, severity=severity, code=code)
+        self._findings.append(finding)
 
     def _host(self, name: str, namespace: str) -> NamespacedHostname:
         return NamespacedHostname(namespace=namespace, hostname=f"{name}.{namespace}.svc.{self._domain}")
@@ -250,31 +254,30 @@ class _Translator:
             weight = reference.get("weight", 1)
             if not isinstance(weight, int) or isinstance(weight, bool) or weight < 0:
                 raise FieldError((*where, "weight"), "must be a whole number, 0 or more")
-            service, port, problem = self._resolve(reference, where)
+            service, port, problem, code = self._resolve(reference)
             if problem:
-                self._find(where, problem)
+                problem = f"{problem} ({code})"
+                self._find(where, problem, code=code)
             backend = Backend(service=service, port=port, weight=weight, problem=problem)
             for position, raw in enumerate(_list(reference.get("filters"))):
                 backend = self._backend_filter(backend, _mapping(raw), (*where, "filters", position))
             yield backend
 
-    def _resolve(
-        self, reference: Mapping[str, Any], path: Path
-    ) -> tuple[NamespacedHostname | None, int, str]:
-        """Resolve a reference to a service and port; a third value says why it cannot be."""
+    def _resolve(self, reference: Mapping[str, Any]) -> tuple[NamespacedHostname | None, int, str, str]:
+        """Resolve a reference to a service and port; the others say why it cannot be, in words and a code."""
         if reference.get("group", "") not in _GROUPS or reference.get("kind", "Service") != "Service":
             kind = f"{reference.get('group')}/{reference.get('kind')}"
-            return None, 0, f"kind {kind} is no backend here (InvalidKind)"
+            return None, 0, f"kind {kind} is no backend here", "InvalidKind"
         namespace = str(reference.get("namespace") or self._route.namespace)
         service = self._services.get(self._host(str(reference.get("name", "")), namespace))
         if service is None:
-            return None, 0, f"service {namespace}/{reference.get('name')} does not exist (BackendNotFound)"
+            return None, 0, f"service {namespace}/{reference.get('name')} does not exist", _NO_BACKEND
         port = reference.get("port")
         if not isinstance(port, int) or isinstance(port, bool):
-            return None, 0, "port is missing (UnsupportedValue)"
+            return None, 0, "port is missing", "UnsupportedValue"
         if service.port(port) is None:
-            return None, 0, f"service {service.key} has no port {port} (BackendNotFound)"
-        return service.key, port, ""
+            return None, 0, f"service {service.key} has no port {port}", _NO_BACKEND
+        return service.key, port, "", ""
 
     def _backend_filter(self, backend: Backend, raw: Mapping[str, Any], path: Path) -> Backend:
         kind = raw.get("type")
@@ -310,10 +313,11 @@ class _Translator:
         raise FieldError((*path, "type"), f"filter {kind!r} is not supported")
 
     def _mirror(self, rule: RouteRule, raw: Mapping[str, Any], path: Path) -> RouteRule:
-        service, port, problem = self._resolve(_mapping(raw.get("backendRef")), path)
+        service, port, problem, code = self._resolve(_mapping(raw.get("backendRef")))
         if service is None:
             # Gateway API: an invalid mirror is dropped, the request itself is not touched.
-            self._find((*path, "backendRef"), f"{problem}; requests are not mirrored")
+            words = f"{problem} ({code}); requests are not mirrored"
+            self._find((*path, "backendRef"), words, code=code)
             return rule
         percent = 100.0
         if raw.get("percent") is not None:

@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.translate.authorization import Policy, translate_authorization
+from controller.translate.gateway import Status, with_statuses
 from controller.translate.http_authorization import translate_http_authorization
 from controller.translate.http_route import Finding, translate_http_routes
 from controller.translate.members import Members
 from controller.translate.peer_authentication import PeerModes
 from controller.translate.pods import Instance, translate_pods
+from controller.translate.route_status import route_statuses
 from controller.translate.service_entry import translate_service_entries
 from controller.translate.services import translate_services, unserved_slices
 from controller.translate.types import Options, Problem, Severity, problem
+from controller.translate.waypoint_objects import Object, derive_all
 from controller.translate.waypoints import waypoint_pods
 from controller.translate.workload_entry import translate_workload_entries
 from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, World
@@ -76,11 +79,15 @@ class Mesh:
     """Enforced by waypoints."""
     waypoint_pods: frozenset[tuple[str, str, str]]
     """(namespace, name, uid) of the pods that may read all of this besides ztunnels."""
+    derived: tuple[Object, ...]
+    """Objects that there should be: what runs the waypoints."""
+    statuses: tuple[Status, ...]
     problems: tuple[Problem, ...]
 
 
 def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
     """Translate a snapshot of the cluster; never raises for what the objects hold."""
+    objects, statuses = with_statuses(objects, options)
     world = World(objects, options)
     members = Members(translate_pods(world))
     _add_entries(world, members)
@@ -102,8 +109,9 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         served.update({authorization.key: authorization for authorization in applied})
         names = tuple(authorization.key for authorization in applied)
         workloads[workload.uid] = replace(workload, authorization_policies=names)
-    routes = _routes(world, services)
+    routes = _routes(world, services, statuses)
     http_policies = translate_http_authorization(world, services)
+    derived = derive_all(world)
     _report_kinds(world)
     return Mesh(
         workloads=workloads,
@@ -112,6 +120,8 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         routes=routes,
         http_policies=http_policies,
         waypoint_pods=waypoint_pods(world),
+        derived=tuple(derived),
+        statuses=tuple(statuses),
         problems=tuple(dict.fromkeys(world.problems)),
     )
 
@@ -138,9 +148,12 @@ def _applied(
     return sorted(found, key=lambda policy: policy.key)
 
 
-def _routes(world: World, services: Mapping[NamespacedHostname, Service]) -> dict[str, RouteTable]:
+def _routes(
+    world: World, services: Mapping[NamespacedHostname, Service], statuses: list[Status]
+) -> dict[str, RouteTable]:
     found = translate_http_routes(world.all(GATEWAY_API, "HTTPRoute"), services, world.options.cluster_domain)
     world.problems.extend(_as_problem(finding) for finding in found.findings)
+    statuses.extend(route_statuses(found.parents, found.findings))
     for parent in found.parents:
         for key in parent.services:
             if services[key].waypoint is None and not services[key].weighted_waypoints:

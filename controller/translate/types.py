@@ -12,6 +12,16 @@ Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaypointTemplate:
+    """What the cluster's operator decides about waypoint pods."""
+
+    image: str = "ambit"
+    command: tuple[str, ...] = ("python", "-m", "waypoint")
+    controller: str = "https://istiod.istio-system.svc:15012"
+    """URL of the controller, as pods reach it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the cluster is called; equal for all objects."""
 
@@ -20,6 +30,7 @@ class Options:
     network: str = ""
     cluster_domain: str = "cluster.local"
     root_namespace: str = "istio-system"
+    waypoint: WaypointTemplate = WaypointTemplate()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,8 @@ class Problem:
 
     def __str__(self) -> str:
         field = ".".join(str(step) for step in self.path)
-        return f"{self.file}:{self.line}: {self.severity}: {self.key}: {field}: {self.reason}"
+        place = f"{self.file}:{self.line}: " if self.file else ""
+        return f"{place}{self.severity}: {self.key}: {field}: {self.reason}"
 
 
 def problem(obj: RawObject, path: Path, reason: str, severity: Severity = "warning") -> Problem:
