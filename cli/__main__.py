@@ -5,13 +5,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+EXIT_ERROR = 1
 EXIT_USAGE = 64
 EXIT_INTERRUPTED = 130
+
+Group = tuple[tuple[str, str, str], ...]
+
+VERBS: dict[str, Group] = {
+    "Is all well?": (("check", "cli.check", "see whether all is well, and what to do where it is not"),),
+    "Set it up": (("lab", "cli.lab", "a mesh on this machine, from Kubernetes YAML"),),
+    "About": (
+        ("explain", "cli.about_verbs", "what a message code means and what to do"),
+        ("version", "cli.about_verbs", "print the version"),
+    ),
+}
+"""Title of a group -> (verb, module, help). A module has `add(parser)` and `run(options)`; it is
+imported only when its verb is used."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,19 +38,37 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def build_parser() -> Parser:
-    """Return the parser of the whole command."""
-    from cli import lab
+def modules() -> dict[str, str]:
+    """Return verb -> module."""
+    return {verb: module for group in VERBS.values() for verb, module, _ in group}
 
+
+def _overview() -> str:
+    lines: list[str] = []
+    for title, group in VERBS.items():
+        lines.append(f"\n{title}")
+        lines += [f"  {verb:<13} {text}" for verb, _, text in group]
+    return "\n".join(lines) + "\n\n`ambit VERB --help` tells more."
+
+
+def build_parser(only: str | None = None) -> Parser:
+    """Return the parser of the whole command, or with the options of one verb only."""
     parser = Parser(
-        prog="ambit", description="An ambient service mesh: no sidecars, no iptables, no restarts."
+        prog="ambit",
+        usage="ambit VERB ...",
+        description="An ambient service mesh: no sidecars, no iptables, no restarts.",
+        epilog=_overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    lab.add_verbs(verbs.add_parser("lab", help="a mesh on this machine, from Kubernetes YAML"))
-    explain = verbs.add_parser("explain", help="what a message code means and what to do")
-    explain.add_argument("code", metavar="CODE", nargs="?", help="AMBnnnn; none: list all")
-    version = verbs.add_parser("version", help="print the version")
-    version.add_argument("--short", action="store_true", help="only the number")
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, parser_class=Parser, help=argparse.SUPPRESS
+    )
+    for group in VERBS.values():
+        for verb, module, text in group:
+            added = verbs.add_parser(verb, description=f"{text[0].upper()}{text[1:]}.")
+            if only in (None, verb):
+                added.set_defaults(verb=verb)
+                importlib.import_module(module).add(added)
     return parser
 
 
@@ -58,12 +91,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the words; an optional last name may stand behind options, where argparse loses it."""
-    parser = build_parser()
+    """Parse the words; optional last names may stand behind options, where argparse loses them."""
+    verb = next((word for word in words if not word.startswith("-")), "")
+    parser = build_parser(verb if verb in modules() else "")
     options, rest = parser.parse_known_args(words)
-    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "object", "") is None:
-        options.object = rest[0]
-    elif rest:
+    if rest and not any(word.startswith("-") for word in rest):
+        if len(rest) == 1 and getattr(options, "object", "") is None:
+            options.object = rest[0]
+            return options
+        if isinstance(getattr(options, "names", None), list):
+            options.names += rest
+            return options
+    if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
 
@@ -78,14 +117,15 @@ def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Dispatch parsed options."""
-    if options.verb == "lab":
-        from cli import lab
+    """Dispatch parsed options; an error that a verb knows ends with its code."""
+    from cli.codes import CliError
 
-        return lab.run(options)
-    from cli import about
-
-    return about.explain(options.code) if options.verb == "explain" else about.version(short=options.short)
+    try:
+        code: int = importlib.import_module(modules()[options.verb]).run(options)
+    except CliError as error:
+        print(error, file=sys.stderr)
+        return error.code.exit_code
+    return code
 
 
 if __name__ == "__main__":

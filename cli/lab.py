@@ -15,7 +15,7 @@ DEFAULT_TIMEOUT_S = 120.0
 FORMATS = ("table", "wide", "json", "yaml")
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the verbs."""
     verbs = parser.add_subparsers(dest="lab_verb", metavar="VERB", required=True, parser_class=type(parser))
 

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a mesh's objects, admin ports and logs come from: the one border between verbs and the place.
+
+Verbs know only `Target`. A lab is one (`target_lab`); how a mesh is found is `open_target`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cli.codes import CliError, Code
+from mesh.config.source import Snapshot
+
+LABS = Path("/run/ambit")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An HTTP surface of the mesh; `node` is empty for the controller's."""
+
+    name: str
+    """controller, agent, ztunnel, ztunnel-metrics or ztunnel-ready."""
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.node}" if self.node else self.name
+
+
+CONTROLLER = Part("controller")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a part answered."""
+
+    status: int
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode(errors="replace").strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A process of the mesh as its supervisor sees it."""
+
+    name: str
+    running: bool
+    restarts: int
+    why: str
+    """How it last ended; empty: it has not."""
+
+
+class UnreachableError(CliError):
+    """A part does not answer."""
+
+    def __init__(self, part: Part, why: str) -> None:
+        super().__init__(Code.UNREACHABLE, f"{part} does not answer: {why}")
+        self.part = part
+        self.why = why
+
+
+class Target(Protocol):
+    """One mesh. Every method may be called from any thread."""
+
+    @property
+    def title(self) -> str:
+        """What a person calls it: `lab demo`."""
+        ...
+
+    def fresh(self) -> Target:
+        """Return the same mesh with nothing remembered."""
+        ...
+
+    def command(self, words: str) -> str:
+        """Return the `ambit` command with these words for this mesh, to be shown as the next step."""
+        ...
+
+    def nodes(self) -> tuple[str, ...]:
+        """Return the nodes' names in order."""
+        ...
+
+    def objects(self) -> Snapshot:
+        """Return every object with its status."""
+        ...
+
+    def request(self, part: Part, path: str, *, method: str = "GET") -> Answer:
+        """Ask a part.
+
+        Raises:
+            UnreachableError: it does not answer.
+        """
+        ...
+
+    def log(self, part: Part, *, lines: int) -> list[str]:
+        """Return the last lines of a part's log."""
+        ...
+
+    def follow(self, parts: Sequence[Part]) -> Iterator[tuple[Part, str]]:
+        """Yield new lines of logs as they come, until interrupted."""
+        ...
+
+    def programs(self) -> list[Program]:
+        """Return the processes of the mesh."""
+        ...
+
+    def bpf(self, words: Sequence[str], node: str = "") -> Mapping[str, Any]:
+        """Run the BPF loader's `status` or `probe` and return its report."""
+        ...
+
+    def missing_cgroups(self) -> list[str]:
+        """Return cgroup directories that should be there and are not."""
+        ...
+
+    def listening(self, namespace: str, pod: str) -> frozenset[int] | None:
+        """Return the TCP ports that a pod's own processes listen on; None: not to be found out."""
+        ...
+
+    def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:
+        """Set (KEY=VALUE) and remove (KEY-) labels."""
+        ...
+
+
+def ask(target: Target, part: Part, path: str) -> Any:
+    """Return the JSON that a part answers.
+
+    Raises:
+        UnreachableError: it does not answer.
+        CliError: it answers with an error or something else than JSON.
+    """
+    answer = target.request(part, path)
+    if answer.status != 200:
+        raise CliError(Code.BAD_ANSWER, f"{part} answered {path} with {answer.status}: {answer.text[:200]}")
+    try:
+        return json.loads(answer.body)
+    except ValueError as error:
+        raise CliError(Code.BAD_ANSWER, f"{part} answered {path} with no JSON") from error
+
+
+def labs() -> list[str]:
+    """Return the names of the labs that are up on this machine.
+
+    Raises:
+        PermissionError: they cannot be seen.
+    """
+    if not LABS.is_dir():
+        return []
+    return sorted(path.name for path in LABS.iterdir() if (path / "lab.json").exists())
+
+
+def open_target(options: argparse.Namespace) -> Target:
+    """Find the mesh that the options mean: --state, --lab, $AMBIT_LAB, or the only lab that is up.
+
+    Raises:
+        CliError: there is none, several, or it cannot be seen without root.
+    """
+    from cli.target_lab import LabTarget
+    from lab.errors import LabError
+    from lab.layout import load_layout
+
+    if os.geteuid() != 0:
+        raise CliError(Code.NOT_HERE, "a lab's nodes cannot be entered without root")
+    name = options.lab or os.environ.get("AMBIT_LAB", "")
+    state = options.state
+    if state is None:
+        up = labs()
+        if not name and len(up) > 1:
+            raise CliError(Code.WHICH_MESH, f"{len(up)} labs are up: {', '.join(up)}")
+        if not name and not up:
+            raise CliError(Code.NO_MESH, "no lab is up on this machine")
+        if name and name not in up:
+            known = f"; up are {', '.join(up)}" if up else ""
+            raise CliError(Code.NO_MESH, f"no lab {name} is up on this machine{known}")
+        state = LABS / (name or up[0])
+    try:
+        return LabTarget(load_layout(state.absolute()))
+    except LabError as error:
+        raise CliError(Code.NO_MESH, error.what) from error

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab as a target: admin ports are asked from inside the nodes' network namespaces, logs are files."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cli.codes import CliError, Code
+from cli.target import LABS, Answer, Part, Program, UnreachableError
+from lab import store
+from lab.errors import LabError
+from lab.layout import Layout
+from mesh.config.source import Snapshot
+
+TIMEOUT_S = 5.0
+"""For one answer of an admin port."""
+LOADER_TIMEOUT_S = 30.0
+POLL_S = 0.1
+BLOCK = 65536
+CLONE_NEWNET = 0x40000000
+LISTEN = "0A"
+"""State of a listening socket in /proc/net/tcp."""
+RESERVED_PORTS = frozenset({15001, 15006, 15008})
+PORTS = {
+    "agent": 15016,
+    "agent-metrics": 15017,
+    "ztunnel": 15000,
+    "ztunnel-metrics": 15020,
+    "ztunnel-ready": 15021,
+}
+BPF_PYTHON = "/usr/bin/python3"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def inside(netns: str) -> Iterator[None]:
+    """Run this thread in a named network namespace; sockets made here stay there.
+
+    Raises:
+        OSError: there is no such namespace, or it may not be entered.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(f"/run/netns/{netns}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(there)
+        finally:
+            os.close(there)
+        try:
+            yield
+        finally:
+            _setns(home)
+    finally:
+        os.close(home)
+
+
+def _setns(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+class LabTarget:
+    """One lab that is up."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"lab {self._layout.name}"
+
+    def fresh(self) -> LabTarget:
+        """Return the same lab with nothing remembered."""
+        return LabTarget(self._layout)
+
+    def command(self, words: str) -> str:
+        """Return the `ambit` command for this lab."""
+        layout = self._layout
+        alone = layout.state.parent == LABS and len(list(LABS.glob("*/lab.json"))) == 1
+        if words.startswith("lab "):
+            return f"ambit {words}" if layout.name == "ambit" else f"ambit {words} --name {layout.name}"
+        return f"ambit {words}" if alone else f"ambit {words} --lab {layout.name}"
+
+    def nodes(self) -> tuple[str, ...]:
+        """Return the nodes' names."""
+        return self._layout.node_names
+
+    def objects(self) -> Snapshot:
+        """Return every object; read from disk once."""
+        with self._lock:
+            if self._snapshot is None:
+                self._snapshot = store.snapshot(self._layout)
+            return self._snapshot
+
+    def request(self, part: Part, path: str, *, method: str = "GET") -> Answer:
+        """Ask a part."""
+        try:
+            sock, address = self._socket(part)
+            with contextlib.closing(sock):
+                sock.settimeout(TIMEOUT_S)
+                sock.connect(address)
+                connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
+                connection.sock = sock
+                connection.request(method, path, headers={"Connection": "close"})
+                answer = connection.getresponse()
+                return Answer(status=answer.status, body=answer.read())
+        except TimeoutError as error:
+            raise UnreachableError(part, f"no answer within {TIMEOUT_S:g} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(part, getattr(error, "strerror", "") or str(error)) from error
+
+    def _socket(self, part: Part) -> tuple[socket.socket, tuple[str, int]]:
+        if part.name == "controller":
+            return socket.socket(), self._layout.admin_address
+        with inside(self._layout.node(part.node).netns):
+            return socket.socket(), ("127.0.0.1", PORTS[part.name])
+
+    def _log_path(self, part: Part) -> Path:
+        base = self._layout.node_dir(part.node) if part.node else self._layout.state
+        return base / f"{part.name}.log"
+
+    def log(self, part: Part, *, lines: int) -> list[str]:
+        """Return the last lines of a log, read from its end."""
+        try:
+            with self._log_path(part).open("rb") as file:
+                at = file.seek(0, os.SEEK_END)
+                data = b""
+                while at > 0 and data.count(b"\n") <= lines:
+                    step = min(BLOCK, at)
+                    at = file.seek(at - step)
+                    data = file.read(step) + data
+        except OSError:
+            return []
+        return data.decode(errors="replace").splitlines()[-lines:]
+
+    def follow(self, parts: Sequence[Part]) -> Iterator[tuple[Part, str]]:
+        """Yield new lines of logs until interrupted."""
+        with contextlib.ExitStack() as stack:
+            files = []
+            for part in parts:
+                file = stack.enter_context(self._log_path(part).open(errors="replace"))
+                file.seek(0, os.SEEK_END)
+                files.append((part, file))
+            rest = dict.fromkeys(parts, "")
+            while True:
+                idle = True
+                for part, file in files:
+                    text = rest[part] + file.read()
+                    *lines, rest[part] = text.split("\n")
+                    for line in lines:
+                        idle = False
+                        yield part, line
+                if idle:
+                    time.sleep(POLL_S)
+
+    def programs(self) -> list[Program]:
+        """Return the processes that the lab's manager keeps."""
+        try:
+            rows = json.loads((self._layout.state / "daemons.json").read_text())
+        except (OSError, ValueError):
+            return []
+        return [
+            Program(
+                name=str(row["name"]),
+                running=bool(row["running"]) and Path(f"/proc/{row['pid']}").exists(),
+                restarts=int(row["restarts"]),
+                why=str(row["last"] or ""),
+            )
+            for row in rows
+        ]
+
+    def bpf(self, words: Sequence[str], node: str = "") -> Mapping[str, Any]:
+        """Run the BPF loader."""
+        arguments = [BPF_PYTHON, "-m", "bpf", *words]
+        if node:
+            arguments += ["--bpffs", str(self._layout.bpffs(node))]
+            arguments += ["--pods-cgroup", str(self._layout.kubepods(node))]
+        root = Path(__file__).resolve().parents[1]
+        try:
+            done = subprocess.run(
+                [*arguments, "-o", "json"],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=root,
+                timeout=LOADER_TIMEOUT_S,
+            )
+            report: Mapping[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+            raise CliError(Code.BAD_ANSWER, f"`{' '.join(arguments)}` gave no report: {error}") from error
+        return report
+
+    def missing_cgroups(self) -> list[str]:
+        """Return the nodes' pod cgroups that are not there."""
+        paths = [self._layout.kubepods(node) for node in self._layout.node_names]
+        return [str(path) for path in paths if not path.is_dir()]
+
+    def listening(self, namespace: str, pod: str) -> frozenset[int] | None:
+        """Return the ports of listening sockets in a pod's namespace, without ztunnel's."""
+        found: set[int] = set()
+        try:
+            with inside(self._layout.pod_netns(namespace, pod)):
+                for name in ("tcp", "tcp6"):
+                    lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
+                    for fields in (line.split() for line in lines):
+                        if fields[3] == LISTEN:
+                            found.add(int(fields[1].rpartition(":")[2], 16))
+        except OSError:
+            return None
+        return frozenset(found - RESERVED_PORTS)
+
+    def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:
+        """Change labels of an object of the lab."""
+        try:
+            store.set_labels(self._layout, kind, namespace, name, words)
+        except LabError as error:
+            raise CliError(Code.NOT_FOUND, error.what, remedy=error.remedy) from error
+        with self._lock:
+            self._snapshot = None
