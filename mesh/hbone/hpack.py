@@ -96,13 +96,15 @@ class HpackFloodError(HpackError):
 class HpackDecoder:
     """Decodes the header blocks of one direction of one connection, in order."""
 
-    __slots__ = ("_entries", "_max_table", "_size", "_table_limit")
+    __slots__ = ("_entries", "_max_table", "_size", "_table_limit", "version")
 
     def __init__(self, max_table_bytes: int) -> None:
         self._max_table = max_table_bytes
         self._table_limit = max_table_bytes
         self._entries: deque[Header] = deque()
         self._size = 0
+        self.version = 0
+        """Changes with the dynamic table: while it stays, a block decodes to what it did before."""
 
     @property
     def table_bytes(self) -> int:
@@ -169,12 +171,14 @@ class HpackDecoder:
         size = len(header[0]) + len(header[1]) + ENTRY_OVERHEAD
         self._entries.appendleft(header)
         self._size += size
+        self.version += 1
         self._evict()
 
     def _resize(self, size: int) -> None:
         if size > self._max_table:
             raise HpackError(f"table size {size} exceeds the announced {self._max_table}")
         self._table_limit = size
+        self.version += 1
         self._evict()
 
     def _evict(self) -> None:
