@@ -320,6 +320,8 @@ def map_specs(limits: Limits) -> tuple[MapSpec, ...]:
         ),
         MapSpec(name="origins", type=t.SK_STORAGE, key=u32, value=Record, entries=0, flags=NO_PREALLOC),
         MapSpec(name="accepted", type=t.SK_STORAGE, key=u32, value=Record, entries=0, flags=NO_PREALLOC),
+        MapSpec(name="made", type=t.SK_STORAGE, key=u32, value=u32, entries=0, flags=NO_PREALLOC),
+        MapSpec(name="probing", type=t.SK_STORAGE, key=u32, value=u32, entries=0, flags=NO_PREALLOC),
     )
 
 
@@ -355,6 +357,16 @@ PROGRAMS: tuple[ProgramSpec, ...] = (
         source="sock_create",
         type=ProgramType.CGROUP_SOCK,
         attach=AttachType.SOCK_CREATE,
+    ),
+    *(
+        ProgramSpec(
+            name=f"probe_connect{family}",
+            source="probe_connect",
+            type=ProgramType.CGROUP_SOCK_ADDR,
+            attach=AttachType[f"CONNECT{family}"],
+            place=Place.NODE,
+        )
+        for family in (4, 6)
     ),
     *(
         ProgramSpec(

@@ -100,7 +100,7 @@ struct ambit_meta {
 enum ambit_counter {
 	AMBIT_C_CAPTURED,            /* connect rewritten to a capture port */
 	AMBIT_C_NO_ADDRESS,          /* connect refused: the pod has no address of that family */
-	AMBIT_C_NO_STORAGE,          /* connect refused: no memory for the socket's record */
+	AMBIT_C_NO_STORAGE,          /* no memory for what a socket has to carry: its connect is refused */
 	AMBIT_C_NO_CAPTURE_PORT,     /* the bound source port is in use on every capture port: mostly EADDRNOTAVAIL */
 	AMBIT_C_FOREIGN_SOURCE,      /* no record: the source address is not the pod's */
 	AMBIT_C_RECORD_QUOTA,        /* no record: the pod has used up its quota */

@@ -32,5 +32,9 @@ BPF_ANNOTATE_KV_PAIR(listeners, struct ambit_listener, u64);
 BPF_F_TABLE("hash", struct ambit_slots, u32, slots, 16, BPF_F_NO_PREALLOC);
 BPF_SK_STORAGE(origins, struct ambit_record);
 BPF_SK_STORAGE(accepted, struct ambit_record);
+/* Who a socket belongs to, found out where the kernel tells (socket, connect) for sockops, where before 6.16
+ * it does not: sockets of ztunnel, and those with which the node itself dials a pod. */
+BPF_SK_STORAGE(made, u32);
+BPF_SK_STORAGE(probing, u32);
 
 #endif

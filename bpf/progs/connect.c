@@ -108,9 +108,12 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, const struct ambit_
 	/* A socket can connect again: what an earlier connect left must not speak for this one. */
 	origins.sk_storage_delete(sk);
 	if (is_ztunnel()) {
-		if (protocol != AMBIT_UDP && pod_owns(pod, asked) && !dial_fits(cookie))
-			return refuse(AMBIT_C_DIAL_QUOTA, AMBIT_ECONNREFUSED);
-		return 1;
+		if (protocol == AMBIT_UDP || !pod_owns(pod, asked))
+			return 1;
+		/* Also a socket that ztunnel made before the programs were there must be known as its own. */
+		if (!made.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE))
+			return refuse(AMBIT_C_NO_STORAGE, AMBIT_ECONNREFUSED);
+		return dial_fits(cookie) ? 1 : refuse(AMBIT_C_DIAL_QUOTA, AMBIT_ECONNREFUSED);
 	}
 	if (protocol == AMBIT_UDP) {
 		int index = resolver_index(pod, asked, ctx->user_port);

@@ -1,31 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* sockops of the node's cgroup: the 4-tuple of each connect that the node itself makes to an enrolled pod, so
- * that the kubelet's probes reach the application by exact tuple and not by a source address. The node itself
- * is its own network namespace, outside the pods' cgroup; where containers share the v2 root, the kubelet. */
+ * that the kubelet's probes reach the application by exact tuple and not by a source address. Whose connect it is
+ * was found out by probe_connect.c. */
 #include "ambit_abi.h"
 #include "ambit_maps.h"
 #include "ambit_helpers.h"
 #include "ambit_flow.h"
 
-static __always_inline int from_node(struct bpf_sock_ops *ctx)
-{
-	u32 zero = 0;
-	struct ambit_node *self = node.lookup(&zero);
-
-	if (!self || !self->netns_cookie || bpf_get_netns_cookie(ctx) != self->netns_cookie)
-		return 0;
-	if (self->kubelet_tgid)
-		return bpf_get_current_pid_tgid() >> 32 == self->kubelet_tgid;
-	return bpf_get_current_ancestor_cgroup_id(self->pods_level) != self->pods_cgroup;
-}
-
 int probe(struct bpf_sock_ops *ctx)
 {
+	struct bpf_sock *sk = ctx->sk;
 	struct ambit_flow flow;
 	u64 now;
 
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-		if (!from_node(ctx))
+		if (!sk || !probing.sk_storage_get(sk, 0, 0))
 			return 1;
 		flow_of_client(ctx, &flow);
 		if (!addresses.lookup(&flow.destination))

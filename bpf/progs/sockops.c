@@ -53,7 +53,7 @@ static __always_inline void publish(struct bpf_sock_ops *ctx)
 
 	if (!pod || !sk)
 		return;
-	if (is_ztunnel()) {
+	if (made.sk_storage_get(sk, 0, 0)) {
 		publish_dial(ctx, cookie, pod);
 		return;
 	}
@@ -117,6 +117,7 @@ static __always_inline void adopt(struct bpf_sock_ops *ctx)
 
 static __always_inline void offer_listener(struct bpf_sock_ops *ctx)
 {
+	struct bpf_sock *sk = ctx->sk;
 	struct ambit_listener key;
 	struct ambit_slots place;
 	u32 kind, *high;
@@ -129,7 +130,7 @@ static __always_inline void offer_listener(struct bpf_sock_ops *ctx)
 		kind = AMBIT_HBONE;
 	else
 		return;
-	if (!is_ztunnel())
+	if (!sk || !made.sk_storage_get(sk, 0, 0))
 		return;
 	__builtin_memset(&key, 0, sizeof(key));
 	key.netns_cookie = bpf_get_netns_cookie(ctx);

@@ -187,7 +187,7 @@ class TestTakeOver:
                 "--bytecode",
                 bytecode,
             )
-            assert report["replaced"] == ["probe"]
+            assert report["replaced"] == ["probe", "probe_connect4", "probe_connect6"]
             targets = {name: target for name, _, _, target in load.programs(node.bpffs)}
             assert targets["connect4"] == elsewhere.stat().st_ino
             assert targets["probe"] == node.cgroup.stat().st_ino
