@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bpf import abi, features, hooks, load, sources
 from bpf.bytecode import Bytecode
-from bpf.errors import BpfError, NotLoadedError
+from bpf.errors import BpfError, KernelError, NotLoadedError
 from bpf.maps import NodeMaps
 
 STORED = Path(__file__).parent / "bytecode" / f"ambit-{sys.byteorder}.json"
@@ -118,14 +118,17 @@ def _compile() -> Bytecode:
 
 def _load(options: argparse.Namespace) -> int:
     code = _bytecode(options.bytecode)
-    report = load.load(
-        options.bpffs,
-        code,
-        pods_cgroup=options.pods_cgroup,
-        node_cgroup=options.node_cgroup,
-        schema=sources.schema_hash(),
-        limits=abi.Limits(pods=options.max_pods, records=options.max_records, probes=options.max_probes),
-    )
+    try:
+        report = load.load(
+            options.bpffs,
+            code,
+            pods_cgroup=options.pods_cgroup,
+            node_cgroup=options.node_cgroup,
+            schema=sources.schema_hash(),
+            limits=abi.Limits(pods=options.max_pods, records=options.max_records, probes=options.max_probes),
+        )
+    except KernelError as error:
+        raise KernelError(_lacks(error)) from error
     print(
         json.dumps(
             {
@@ -141,6 +144,14 @@ def _load(options: argparse.Namespace) -> int:
         )
     )
     return EXIT_OK
+
+
+def _lacks(error: BpfError) -> str:
+    """Say what the kernel lacks, where that is why it refused."""
+    absent = features.missing()
+    if not absent:
+        return str(error)
+    return f"this kernel lacks {', '.join(absent)} (`python3 -m bpf probe` tries each): {error}"
 
 
 def _unload(options: argparse.Namespace) -> int:
@@ -216,7 +227,7 @@ def _probe(options: argparse.Namespace) -> int:
         )
     else:
         for name, reason in found.items():
-            print(f"{name:<28} {reason or 'ok'}")
+            print(f"{name:<51} {reason or 'ok'}")
     for name, reason in absent.items():
         print(f"bpf: this kernel lacks {name}: {reason}", file=sys.stderr)
     return EXIT_CHECK if absent else EXIT_OK

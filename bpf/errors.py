@@ -6,6 +6,10 @@ class BpfError(Exception):
     """A bpf(2) call, a pin or a program failed; the text says which, why and what to do."""
 
 
+class KernelError(BpfError):
+    """bpf(2) refused; the text ends with the errno's."""
+
+
 class NotLoadedError(BpfError):
     """The node's programs and maps are not pinned where they were looked for."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from bpf.errors import BpfError
+from bpf.errors import BpfError, KernelError
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "s390x": 351, "ppc64le": 361, "riscv64": 280}
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD, _PIN, _GET = range(8)
@@ -68,14 +68,14 @@ def _pointer(buffer: "ctypes.Array[ctypes.c_char]") -> int:
     return ctypes.addressof(buffer)
 
 
-def _failed(result: int, what: str) -> BpfError:
+def _failed(result: int, what: str) -> KernelError:
     code = -result
     hint = {
         errno.EPERM: "needs root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN",
         errno.ENOMEM: "no memory for it (cgroup limit?)",
         errno.ENOSYS: "this kernel has no bpf(2)",
     }.get(code, "")
-    return BpfError(f"{what}: {os.strerror(code)}" + (f"; {hint}" if hint else ""))
+    return KernelError(f"{what}: {os.strerror(code)}" + (f"; {hint}" if hint else ""))
 
 
 def map_create(
