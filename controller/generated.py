@@ -55,11 +55,11 @@ class Generated:
             metadata = {**entry.obj.metadata}
             if entry.obj.namespace:
                 metadata["namespace"] = entry.obj.namespace
-            data = {**entry.obj.data, "metadata": metadata, "status": current[key]}
-            wanted[self._path(data)] = data
+            whole = {**entry.obj.data, "metadata": metadata, "status": current[key]}
+            wanted[self._path(whole)] = whole
         self._statuses = current
-        for path, data in wanted.items():
-            self._write(path, _dump(data))
+        for path, each in wanted.items():
+            self._write(path, _dump(each))
         for path in set(self._directory.glob("*/*/*.yaml")) - wanted.keys():
             self._texts.pop(path, None)
             try:

@@ -42,7 +42,8 @@ class Manager:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._objects = DirectorySource([layout.objects])
+        # What the controller derives from Gateways runs like the user's own, which wins.
+        self._objects = DirectorySource([layout.generated, layout.objects])
         self._status = DirectorySource([layout.status])
         self._assigned = DirectorySource([layout.assigned])
         self._tasks = TaskOwner("manager")
@@ -51,7 +52,13 @@ class Manager:
 
     async def run(self) -> None:
         """Serve until cancelled; the programs go on."""
-        for directory in (self._layout.objects, self._layout.status, self._layout.assigned):
+        directories = (
+            self._layout.objects,
+            self._layout.generated,
+            self._layout.status,
+            self._layout.assigned,
+        )
+        for directory in directories:
             directory.mkdir(parents=True, exist_ok=True)
         self._write_tokens()
         self._reconcile()
@@ -59,7 +66,6 @@ class Manager:
             create_task(supervisor.run(), name=supervisor.program.name, owner=self._tasks)
         create_task(self._publish(), name="states", owner=self._tasks)
         create_task(self._refresh_tokens(), name="tokens", owner=self._tasks)
-        directories = (self._layout.objects, self._layout.status, self._layout.assigned)
         try:
             async for _ in awatch(
                 *directories, debounce=DEBOUNCE_MS, step=10, yield_on_timeout=True, rust_timeout=2000

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lab import cgroup, cni, network, podspec, probes
+from lab import cgroup, cni, network, podspec, probes, waypoint
 from lab.errors import LabError
 from lab.layout import Layout, Node
 from lab.manifests import dump, object_path
@@ -182,7 +182,7 @@ class PodRunner:
             network.make_pod(self._node, self._netns, self._veth, self._ips)
         cgroup.make(self._cgroup)
         write_file(self._directory / "resolv.conf", podspec.resolv_conf(self._data))
-        write_file(self._directory / "hosts", podspec.hosts(self._data, self._ips))
+        write_file(self._directory / "hosts", self._hosts())
         self.refresh_token()
         for volume in self._data["spec"].get("volumes") or ():
             path = self._directory / "volumes" / str(volume["name"])
@@ -195,6 +195,9 @@ class PodRunner:
                 write_file(path, text, mode=volume_files.mode)
                 path.chmod(volume_files.mode)
         write_file(known, self.uid)
+
+    def _hosts(self) -> str:
+        return podspec.hosts(self._data, self._ips, waypoint.aliases(self._data, self._node))
 
     def refresh_token(self) -> None:
         """Write the pod's token anew; it is bound to the pod and ends by itself."""

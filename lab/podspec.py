@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab import waypoint
 from lab.container import DEFAULT_CAPABILITIES
 from lab.layout import CLUSTER_DOMAIN, DNS_IP, Layout
 
@@ -168,6 +169,8 @@ def _mounts(pod: Mapping[str, Any], container: Mapping[str, Any], directory: Pat
         source = directory / "volumes" / str(mount["name"])
         if "hostPath" in volume:
             source = Path(volume["hostPath"]["path"])
+        elif waypoint.is_token(volume):
+            source = directory / "secrets"
         if mount.get("subPath"):
             source /= str(mount["subPath"])
         target = str(mount["mountPath"])
@@ -199,7 +202,7 @@ def container_spec(
     context = {**(pod["spec"].get("securityContext") or {}), **(container.get("securityContext") or {})}
     uid = context.get("runAsUser")
     name = str(container["name"])
-    return {
+    specification = {
         "argv": argv,
         "env": env,
         "cwd": str(container.get("workingDir", "/")),
@@ -217,6 +220,7 @@ def container_spec(
         "pid_file": str(directory / f"{name}.pid"),
         "exit_file": str(directory / f"{name}.exit"),
     }
+    return waypoint.adapted(pod, specification)
 
 
 def _below_run(path: Path) -> bool:
@@ -253,11 +257,12 @@ def resolv_conf(pod: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def hosts(pod: Mapping[str, Any], addresses: Sequence[str]) -> str:
+def hosts(pod: Mapping[str, Any], addresses: Sequence[str], more: Sequence[str] = ()) -> str:
     """Return a pod's hosts file."""
     name = pod["spec"].get("hostname") or pod["metadata"]["name"]
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     lines += [f"{address} {name}" for address in addresses]
     for alias in pod["spec"].get("hostAliases") or ():
         lines.append(f"{alias['ip']} {' '.join(alias['hostnames'])}")
+    lines += more
     return "\n".join(lines) + "\n"

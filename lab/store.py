@@ -15,6 +15,8 @@ from lab.shell import write_file
 from mesh.config.objects import CLUSTER_SCOPED, RawObject
 from mesh.config.source import DirectorySource, Snapshot
 
+REPLICAS = "ambit.io/replicas"
+"""Annotation of a Gateway: how many waypoint pods (controller/translate/waypoint_objects.py)."""
 ALIASES = {
     "po": "Pod", "svc": "Service", "deploy": "Deployment", "ns": "Namespace", "no": "Node", "cm": "ConfigMap",
     "sa": "ServiceAccount", "ep": "EndpointSlice", "se": "ServiceEntry", "pa": "PeerAuthentication",
@@ -138,9 +140,22 @@ def scale(layout: Layout, namespace: str, name: str, replicas: int) -> None:
     """Set a Deployment's replicas."""
     if replicas < 0:
         raise LabError(Code.USAGE, f"--replicas {replicas} is less than 0")
+    places = [object_path(d, "Deployment", namespace, name) for d in (layout.objects, layout.generated)]
+    if [place.exists() for place in places] == [False, True]:
+        _scale_gateway(layout, namespace, name, replicas)
+        return
     path, item = find(layout, "Deployment", namespace, name)
     data = copy.deepcopy(dict(item.data))
     data["spec"]["replicas"] = replicas
+    change(path, data)
+
+
+def _scale_gateway(layout: Layout, namespace: str, name: str, replicas: int) -> None:
+    """Scale the Deployment that the controller derives from a Gateway: by the Gateway's annotation."""
+    path, item = find(layout, "Gateway", namespace, name)
+    data = copy.deepcopy(dict(item.data))
+    annotations = {**(data["metadata"].get("annotations") or {}), REPLICAS: str(replicas)}
+    data["metadata"]["annotations"] = annotations
     change(path, data)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lab import waypoint
 from lab.errors import Code, LabError
 from lab.layout import Layout
 from lab.store import snapshot
@@ -106,6 +107,10 @@ def missing(layout: Layout, found: Snapshot) -> list[Missing]:
                     what=f"deployment {item.namespace}/{item.name}", why=f"{ready} of {wanted} pods ready"
                 )
             )
+    if layout.mesh:
+        for item in found.of("Gateway"):
+            if why := waypoint.why_not_programmed(item):
+                rows.append(Missing(what=f"waypoint {item.namespace}/{item.name}", why=why))
     return rows
 
 

@@ -179,7 +179,9 @@ class _State:
             key = (item.namespace, f"{item.name}-{digest}-{self._random(5)}")
             extra = {
                 "labels": {**(template["metadata"].get("labels") or {}), HASH_LABEL: digest},
-                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": item.name}],
+                "ownerReferences": [
+                    {"apiVersion": "apps/v1", "kind": "Deployment", "name": item.name, "controller": True}
+                ],
             }
             pod = {
                 "apiVersion": "v1",

@@ -135,6 +135,8 @@ def _owner(metadata: Fields, pod: RawObject) -> tuple[WorkloadType, str]:
             if suffix != "-" and name.endswith(suffix):
                 return WorkloadType.DEPLOYMENT, name.removesuffix(suffix)
             return WorkloadType.DEPLOYMENT, name
+        if kind == "Deployment":
+            return WorkloadType.DEPLOYMENT, name  # Where there are no ReplicaSets: a lab.
         if kind == "Job":
             run = _CRONJOB_RUN.fullmatch(name)
             if run is not None:

@@ -253,9 +253,7 @@ def _environment(gateway: RawObject, options: Options) -> list[Object]:
 
 
 def _volumes() -> list[Object]:
-    token = {
-        "serviceAccountToken": {"audience": "istio-ca", "expirationSeconds": 43200, "path": "istio-token"}
-    }
+    token = {"audience": "istio-ca", "expirationSeconds": 43200, "path": "istio-token"}
     return [
         {"name": "istio-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "istiod-ca-cert", "configMap": {"name": "istio-ca-root-cert"}},

@@ -104,6 +104,7 @@ def test_host_network() -> None:
         ("ReplicaSet", "web-5d4f", "{}", (WorkloadType.DEPLOYMENT, "web-5d4f")),
         ("Job", "nightly-28934820", "{}", (WorkloadType.CRONJOB, "nightly")),
         ("Job", "migrate", "{}", (WorkloadType.JOB, "migrate")),
+        ("Deployment", "web", "{}", (WorkloadType.DEPLOYMENT, "web")),
         ("StatefulSet", "db", "{}", (WorkloadType.POD, "db")),
     ],
 )

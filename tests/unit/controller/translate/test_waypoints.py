@@ -260,6 +260,12 @@ def test_what_runs_a_waypoint() -> None:
     env = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert env["GATEWAY_NAME"] == "wp"
     assert env["TRUST_DOMAIN"] == "cluster.local"
+    (token,) = (v["projected"]["sources"] for v in template["spec"]["volumes"] if "projected" in v)
+    assert token[0]["serviceAccountToken"] == {
+        "audience": "istio-ca",
+        "expirationSeconds": 43200,
+        "path": env["AUTH_TOKEN"].rpartition("/")[2],
+    }
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     for name in ("XDS_ROOT_CA", "CA_ROOT_CA", "AUTH_TOKEN"):
         assert env[name].rpartition("/")[0] in mounted, name
