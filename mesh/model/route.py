@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from mesh.model.destination import RetryBudget
 from mesh.model.workload import NamespacedHostname
 
 
@@ -81,10 +82,16 @@ class HeaderOperations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathRewrite:
-    """A new path: the whole one, or in place of the prefix that the match named."""
+    """A new path: one of the three is given."""
 
     full: str | None = None
+    """The whole path."""
     prefix: str | None = None
+    """In place of the prefix that the match named."""
+    regex: str | None = None
+    """Whatever of the path matches, everywhere in it, gives way to `substitution`."""
+    substitution: str = ""
+    """Text in which `\\1` to `\\9` are the groups of `regex`, `\\0` is all that matched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +118,17 @@ class Backend:
     """One weighted destination of a rule."""
 
     service: NamespacedHostname | None
-    """None: the reference is invalid; its share of requests is answered 500."""
+    """None: the reference is invalid; its share of requests is answered with `problem_status`."""
     port: int = 0
     """Service port, host-order."""
+    subset: str = ""
+    """Of the service's `DestinationPolicy`; empty: all endpoints. Not defined there: 503 (flag NC)."""
     weight: int = 1
     request_headers: HeaderOperations = field(default_factory=HeaderOperations)
     response_headers: HeaderOperations = field(default_factory=HeaderOperations)
     problem: str = ""
     """Why `service` is None, for the log."""
+    problem_status: int = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +138,17 @@ class Retry:
     attempts: int
     """Tries after the first; 0 disables."""
     status_codes: tuple[int, ...] = ()
+    grpc_statuses: tuple[int, ...] = ()
+    """Of responses without a message, where the status is among the headers."""
     on_connect_failure: bool = True
     on_reset: bool = False
+    """The connection or stream ended before a response, or one try's time did."""
+    on_refused: bool = False
+    """The stream was refused (REFUSED_STREAM): nothing of the request was looked at."""
+    on_reset_before_request: bool = False
+    """Ended before a byte of the request was sent."""
+    other_endpoint: bool = True
+    """Choose another endpoint than before, where there is one."""
     backoff_s: float = 0.025
     """Base of the exponential, jittered backoff."""
 
@@ -161,6 +180,7 @@ class Mirror:
 
     service: NamespacedHostname
     port: int
+    subset: str = ""
     percent: float = 100.0
 
 
@@ -213,3 +233,5 @@ class RouteTable:
     """In the order of precedence; no rule matches: 404."""
     client_namespace: str = ""
     """Only for clients of this namespace, in place of the table for all (consumer route); empty: all."""
+    retry_budget: RetryBudget | None = None
+    """For all rules together, beside that of the service's `DestinationPolicy`."""

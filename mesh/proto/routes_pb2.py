@@ -22,49 +22,50 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from mesh.proto import destinations_pb2 as mesh_dot_proto_dot_destinations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/proto/routes.proto\x12\rambit.mesh.v1\"\x82\x01\n\nRouteTable\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\'\n\x05rules\x18\x04 \x03(\x0b\x32\x18.ambit.mesh.v1.RouteRule\x12\x18\n\x10\x63lient_namespace\x18\x05 \x01(\t\"\xb4\x04\n\tRouteRule\x12\x0e\n\x06source\x18\x01 \x01(\t\x12,\n\x07matches\x18\x02 \x03(\x0b\x32\x1b.ambit.mesh.v1.RequestMatch\x12(\n\x08\x62\x61\x63kends\x18\x03 \x03(\x0b\x32\x16.ambit.mesh.v1.Backend\x12)\n\x08redirect\x18\x04 \x01(\x0b\x32\x17.ambit.mesh.v1.Redirect\x12\'\n\x07rewrite\x18\x05 \x01(\x0b\x32\x16.ambit.mesh.v1.Rewrite\x12\x38\n\x0frequest_headers\x18\x06 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x39\n\x10response_headers\x18\x07 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x1a\n\x12request_timeout_ms\x18\x08 \x01(\x04\x12\x16\n\x0etry_timeout_ms\x18\t \x01(\x04\x12#\n\x05retry\x18\n \x01(\x0b\x32\x14.ambit.mesh.v1.Retry\x12-\n\x06\x64irect\x18\x0b \x01(\x0b\x32\x1d.ambit.mesh.v1.DirectResponse\x12#\n\x05\x66\x61ult\x18\x0c \x01(\x0b\x32\x14.ambit.mesh.v1.Fault\x12&\n\x07mirrors\x18\r \x03(\x0b\x32\x15.ambit.mesh.v1.Mirror\x12!\n\x04\x63ors\x18\x0e \x01(\x0b\x32\x13.ambit.mesh.v1.Cors\".\n\x0e\x44irectResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x85\x01\n\x05\x46\x61ult\x12\x10\n\x08\x64\x65lay_ms\x18\x01 \x01(\x04\x12\x15\n\rdelay_percent\x18\x02 \x01(\x01\x12\x14\n\x0c\x61\x62ort_status\x18\x03 \x01(\r\x12\x17\n\nabort_grpc\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rabort_percent\x18\x05 \x01(\x01\x42\r\n\x0b_abort_grpc\"L\n\x06Mirror\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0f\n\x07percent\x18\x04 \x01(\x01\"\xba\x01\n\x04\x43ors\x12*\n\x07origins\x18\x01 \x03(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12\x0f\n\x07methods\x18\x02 \x03(\t\x12\x0f\n\x07headers\x18\x03 \x03(\t\x12\x0e\n\x06\x65xpose\x18\x04 \x03(\t\x12\x16\n\tmax_age_s\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x63redentials\x18\x06 \x01(\x08\x12\x19\n\x11\x66orward_unmatched\x18\x07 \x01(\x08\x42\x0c\n\n_max_age_s\"\xe5\x01\n\x0cRequestMatch\x12&\n\x04path\x18\x01 \x01(\x0b\x32\x18.ambit.mesh.v1.PathMatch\x12)\n\x06method\x18\x02 \x01(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12,\n\tauthority\x18\x03 \x01(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12*\n\x07headers\x18\x04 \x03(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12(\n\x05query\x18\x05 \x03(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\"\x9a\x01\n\tPathMatch\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.ambit.mesh.v1.PathMatch.Kind\x12\r\n\x05value\x18\x02 \x01(\t\x12\x13\n\x0bignore_case\x18\x03 \x01(\x08\"<\n\x04Kind\x12\t\n\x05\x45XACT\x10\x00\x12\n\n\x06PREFIX\x10\x01\x12\x12\n\x0eSEGMENT_PREFIX\x10\x02\x12\t\n\x05REGEX\x10\x03\"\x9e\x01\n\nValueMatch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.ambit.mesh.v1.ValueMatch.Kind\x12\r\n\x05value\x18\x03 \x01(\t\x12\x0e\n\x06invert\x18\x04 \x01(\x08\"5\n\x04Kind\x12\t\n\x05\x45XACT\x10\x00\x12\n\n\x06PREFIX\x10\x01\x12\t\n\x05REGEX\x10\x02\x12\x0b\n\x07PRESENT\x10\x03\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"j\n\x10HeaderOperations\x12\"\n\x03set\x18\x01 \x03(\x0b\x32\x15.ambit.mesh.v1.Header\x12\"\n\x03\x61\x64\x64\x18\x02 \x03(\x0b\x32\x15.ambit.mesh.v1.Header\x12\x0e\n\x06remove\x18\x03 \x03(\t\"7\n\x0bPathRewrite\x12\x0e\n\x04\x66ull\x18\x01 \x01(\tH\x00\x12\x10\n\x06prefix\x18\x02 \x01(\tH\x00\x42\x06\n\x04kind\"\xa4\x01\n\x08Redirect\x12\x13\n\x06scheme\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08hostname\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04port\x18\x03 \x01(\rH\x02\x88\x01\x01\x12(\n\x04path\x18\x04 \x01(\x0b\x32\x1a.ambit.mesh.v1.PathRewrite\x12\x0e\n\x06status\x18\x05 \x01(\rB\t\n\x07_schemeB\x0b\n\t_hostnameB\x07\n\x05_port\"W\n\x07Rewrite\x12(\n\x04path\x18\x01 \x01(\x0b\x32\x1a.ambit.mesh.v1.PathRewrite\x12\x15\n\x08hostname\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_hostname\"\xd2\x01\n\x07\x42\x61\x63kend\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0e\n\x06weight\x18\x04 \x01(\r\x12\x38\n\x0frequest_headers\x18\x05 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x39\n\x10response_headers\x18\x06 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x0f\n\x07problem\x18\x07 \x01(\t\"q\n\x05Retry\x12\x10\n\x08\x61ttempts\x18\x01 \x01(\r\x12\x14\n\x0cstatus_codes\x18\x02 \x03(\r\x12\x1a\n\x12on_connect_failure\x18\x03 \x01(\x08\x12\x10\n\x08on_reset\x18\x04 \x01(\x08\x12\x12\n\nbackoff_ms\x18\x05 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/proto/routes.proto\x12\rambit.mesh.v1\x1a\x1dmesh/proto/destinations.proto\"\xb4\x01\n\nRouteTable\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\'\n\x05rules\x18\x04 \x03(\x0b\x32\x18.ambit.mesh.v1.RouteRule\x12\x18\n\x10\x63lient_namespace\x18\x05 \x01(\t\x12\x30\n\x0cretry_budget\x18\x06 \x01(\x0b\x32\x1a.ambit.mesh.v1.RetryBudget\"\xb4\x04\n\tRouteRule\x12\x0e\n\x06source\x18\x01 \x01(\t\x12,\n\x07matches\x18\x02 \x03(\x0b\x32\x1b.ambit.mesh.v1.RequestMatch\x12(\n\x08\x62\x61\x63kends\x18\x03 \x03(\x0b\x32\x16.ambit.mesh.v1.Backend\x12)\n\x08redirect\x18\x04 \x01(\x0b\x32\x17.ambit.mesh.v1.Redirect\x12\'\n\x07rewrite\x18\x05 \x01(\x0b\x32\x16.ambit.mesh.v1.Rewrite\x12\x38\n\x0frequest_headers\x18\x06 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x39\n\x10response_headers\x18\x07 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x1a\n\x12request_timeout_ms\x18\x08 \x01(\x04\x12\x16\n\x0etry_timeout_ms\x18\t \x01(\x04\x12#\n\x05retry\x18\n \x01(\x0b\x32\x14.ambit.mesh.v1.Retry\x12-\n\x06\x64irect\x18\x0b \x01(\x0b\x32\x1d.ambit.mesh.v1.DirectResponse\x12#\n\x05\x66\x61ult\x18\x0c \x01(\x0b\x32\x14.ambit.mesh.v1.Fault\x12&\n\x07mirrors\x18\r \x03(\x0b\x32\x15.ambit.mesh.v1.Mirror\x12!\n\x04\x63ors\x18\x0e \x01(\x0b\x32\x13.ambit.mesh.v1.Cors\".\n\x0e\x44irectResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x85\x01\n\x05\x46\x61ult\x12\x10\n\x08\x64\x65lay_ms\x18\x01 \x01(\x04\x12\x15\n\rdelay_percent\x18\x02 \x01(\x01\x12\x14\n\x0c\x61\x62ort_status\x18\x03 \x01(\r\x12\x17\n\nabort_grpc\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rabort_percent\x18\x05 \x01(\x01\x42\r\n\x0b_abort_grpc\"\\\n\x06Mirror\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0f\n\x07percent\x18\x04 \x01(\x01\x12\x0e\n\x06subset\x18\x05 \x01(\t\"\xba\x01\n\x04\x43ors\x12*\n\x07origins\x18\x01 \x03(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12\x0f\n\x07methods\x18\x02 \x03(\t\x12\x0f\n\x07headers\x18\x03 \x03(\t\x12\x0e\n\x06\x65xpose\x18\x04 \x03(\t\x12\x16\n\tmax_age_s\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x63redentials\x18\x06 \x01(\x08\x12\x19\n\x11\x66orward_unmatched\x18\x07 \x01(\x08\x42\x0c\n\n_max_age_s\"\xe5\x01\n\x0cRequestMatch\x12&\n\x04path\x18\x01 \x01(\x0b\x32\x18.ambit.mesh.v1.PathMatch\x12)\n\x06method\x18\x02 \x01(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12,\n\tauthority\x18\x03 \x01(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12*\n\x07headers\x18\x04 \x03(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\x12(\n\x05query\x18\x05 \x03(\x0b\x32\x19.ambit.mesh.v1.ValueMatch\"\x9a\x01\n\tPathMatch\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.ambit.mesh.v1.PathMatch.Kind\x12\r\n\x05value\x18\x02 \x01(\t\x12\x13\n\x0bignore_case\x18\x03 \x01(\x08\"<\n\x04Kind\x12\t\n\x05\x45XACT\x10\x00\x12\n\n\x06PREFIX\x10\x01\x12\x12\n\x0eSEGMENT_PREFIX\x10\x02\x12\t\n\x05REGEX\x10\x03\"\x9e\x01\n\nValueMatch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.ambit.mesh.v1.ValueMatch.Kind\x12\r\n\x05value\x18\x03 \x01(\t\x12\x0e\n\x06invert\x18\x04 \x01(\x08\"5\n\x04Kind\x12\t\n\x05\x45XACT\x10\x00\x12\n\n\x06PREFIX\x10\x01\x12\t\n\x05REGEX\x10\x02\x12\x0b\n\x07PRESENT\x10\x03\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"j\n\x10HeaderOperations\x12\"\n\x03set\x18\x01 \x03(\x0b\x32\x15.ambit.mesh.v1.Header\x12\"\n\x03\x61\x64\x64\x18\x02 \x03(\x0b\x32\x15.ambit.mesh.v1.Header\x12\x0e\n\x06remove\x18\x03 \x03(\t\"^\n\x0bPathRewrite\x12\x0e\n\x04\x66ull\x18\x01 \x01(\tH\x00\x12\x10\n\x06prefix\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x14\n\x0csubstitution\x18\x04 \x01(\tB\x06\n\x04kind\"\xa4\x01\n\x08Redirect\x12\x13\n\x06scheme\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08hostname\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04port\x18\x03 \x01(\rH\x02\x88\x01\x01\x12(\n\x04path\x18\x04 \x01(\x0b\x32\x1a.ambit.mesh.v1.PathRewrite\x12\x0e\n\x06status\x18\x05 \x01(\rB\t\n\x07_schemeB\x0b\n\t_hostnameB\x07\n\x05_port\"W\n\x07Rewrite\x12(\n\x04path\x18\x01 \x01(\x0b\x32\x1a.ambit.mesh.v1.PathRewrite\x12\x15\n\x08hostname\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_hostname\"\xfa\x01\n\x07\x42\x61\x63kend\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0e\n\x06weight\x18\x04 \x01(\r\x12\x38\n\x0frequest_headers\x18\x05 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x39\n\x10response_headers\x18\x06 \x01(\x0b\x32\x1f.ambit.mesh.v1.HeaderOperations\x12\x0f\n\x07problem\x18\x07 \x01(\t\x12\x0e\n\x06subset\x18\x08 \x01(\t\x12\x16\n\x0eproblem_status\x18\t \x01(\r\"\xd5\x01\n\x05Retry\x12\x10\n\x08\x61ttempts\x18\x01 \x01(\r\x12\x14\n\x0cstatus_codes\x18\x02 \x03(\r\x12\x1a\n\x12on_connect_failure\x18\x03 \x01(\x08\x12\x10\n\x08on_reset\x18\x04 \x01(\x08\x12\x12\n\nbackoff_ms\x18\x05 \x01(\x04\x12\x15\n\rgrpc_statuses\x18\x06 \x03(\r\x12\x12\n\non_refused\x18\x07 \x01(\x08\x12\x1f\n\x17on_reset_before_request\x18\x08 \x01(\x08\x12\x16\n\x0eother_endpoint\x18\t \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.proto.routes_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTETABLE']._serialized_start=43
-  _globals['_ROUTETABLE']._serialized_end=173
-  _globals['_ROUTERULE']._serialized_start=176
-  _globals['_ROUTERULE']._serialized_end=740
-  _globals['_DIRECTRESPONSE']._serialized_start=742
-  _globals['_DIRECTRESPONSE']._serialized_end=788
-  _globals['_FAULT']._serialized_start=791
-  _globals['_FAULT']._serialized_end=924
-  _globals['_MIRROR']._serialized_start=926
-  _globals['_MIRROR']._serialized_end=1002
-  _globals['_CORS']._serialized_start=1005
-  _globals['_CORS']._serialized_end=1191
-  _globals['_REQUESTMATCH']._serialized_start=1194
-  _globals['_REQUESTMATCH']._serialized_end=1423
-  _globals['_PATHMATCH']._serialized_start=1426
-  _globals['_PATHMATCH']._serialized_end=1580
-  _globals['_PATHMATCH_KIND']._serialized_start=1520
-  _globals['_PATHMATCH_KIND']._serialized_end=1580
-  _globals['_VALUEMATCH']._serialized_start=1583
-  _globals['_VALUEMATCH']._serialized_end=1741
-  _globals['_VALUEMATCH_KIND']._serialized_start=1688
-  _globals['_VALUEMATCH_KIND']._serialized_end=1741
-  _globals['_HEADER']._serialized_start=1743
-  _globals['_HEADER']._serialized_end=1780
-  _globals['_HEADEROPERATIONS']._serialized_start=1782
-  _globals['_HEADEROPERATIONS']._serialized_end=1888
-  _globals['_PATHREWRITE']._serialized_start=1890
-  _globals['_PATHREWRITE']._serialized_end=1945
-  _globals['_REDIRECT']._serialized_start=1948
-  _globals['_REDIRECT']._serialized_end=2112
-  _globals['_REWRITE']._serialized_start=2114
-  _globals['_REWRITE']._serialized_end=2201
-  _globals['_BACKEND']._serialized_start=2204
-  _globals['_BACKEND']._serialized_end=2414
-  _globals['_RETRY']._serialized_start=2416
-  _globals['_RETRY']._serialized_end=2529
+  _globals['_ROUTETABLE']._serialized_start=74
+  _globals['_ROUTETABLE']._serialized_end=254
+  _globals['_ROUTERULE']._serialized_start=257
+  _globals['_ROUTERULE']._serialized_end=821
+  _globals['_DIRECTRESPONSE']._serialized_start=823
+  _globals['_DIRECTRESPONSE']._serialized_end=869
+  _globals['_FAULT']._serialized_start=872
+  _globals['_FAULT']._serialized_end=1005
+  _globals['_MIRROR']._serialized_start=1007
+  _globals['_MIRROR']._serialized_end=1099
+  _globals['_CORS']._serialized_start=1102
+  _globals['_CORS']._serialized_end=1288
+  _globals['_REQUESTMATCH']._serialized_start=1291
+  _globals['_REQUESTMATCH']._serialized_end=1520
+  _globals['_PATHMATCH']._serialized_start=1523
+  _globals['_PATHMATCH']._serialized_end=1677
+  _globals['_PATHMATCH_KIND']._serialized_start=1617
+  _globals['_PATHMATCH_KIND']._serialized_end=1677
+  _globals['_VALUEMATCH']._serialized_start=1680
+  _globals['_VALUEMATCH']._serialized_end=1838
+  _globals['_VALUEMATCH_KIND']._serialized_start=1785
+  _globals['_VALUEMATCH_KIND']._serialized_end=1838
+  _globals['_HEADER']._serialized_start=1840
+  _globals['_HEADER']._serialized_end=1877
+  _globals['_HEADEROPERATIONS']._serialized_start=1879
+  _globals['_HEADEROPERATIONS']._serialized_end=1985
+  _globals['_PATHREWRITE']._serialized_start=1987
+  _globals['_PATHREWRITE']._serialized_end=2081
+  _globals['_REDIRECT']._serialized_start=2084
+  _globals['_REDIRECT']._serialized_end=2248
+  _globals['_REWRITE']._serialized_start=2250
+  _globals['_REWRITE']._serialized_end=2337
+  _globals['_BACKEND']._serialized_start=2340
+  _globals['_BACKEND']._serialized_end=2590
+  _globals['_RETRY']._serialized_start=2593
+  _globals['_RETRY']._serialized_end=2806
 # @@protoc_insertion_point(module_scope)

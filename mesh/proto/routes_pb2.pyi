@@ -1,3 +1,4 @@
+from mesh.proto import destinations_pb2 as _destinations_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -8,18 +9,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteTable(_message.Message):
-    __slots__ = ("namespace", "hostname", "port", "rules", "client_namespace")
+    __slots__ = ("namespace", "hostname", "port", "rules", "client_namespace", "retry_budget")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_BUDGET_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     hostname: str
     port: int
     rules: _containers.RepeatedCompositeFieldContainer[RouteRule]
     client_namespace: str
-    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., rules: _Optional[_Iterable[_Union[RouteRule, _Mapping]]] = ..., client_namespace: _Optional[str] = ...) -> None: ...
+    retry_budget: _destinations_pb2.RetryBudget
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., rules: _Optional[_Iterable[_Union[RouteRule, _Mapping]]] = ..., client_namespace: _Optional[str] = ..., retry_budget: _Optional[_Union[_destinations_pb2.RetryBudget, _Mapping]] = ...) -> None: ...
 
 class RouteRule(_message.Message):
     __slots__ = ("source", "matches", "backends", "redirect", "rewrite", "request_headers", "response_headers", "request_timeout_ms", "try_timeout_ms", "retry", "direct", "fault", "mirrors", "cors")
@@ -76,16 +79,18 @@ class Fault(_message.Message):
     def __init__(self, delay_ms: _Optional[int] = ..., delay_percent: _Optional[float] = ..., abort_status: _Optional[int] = ..., abort_grpc: _Optional[int] = ..., abort_percent: _Optional[float] = ...) -> None: ...
 
 class Mirror(_message.Message):
-    __slots__ = ("namespace", "hostname", "port", "percent")
+    __slots__ = ("namespace", "hostname", "port", "percent", "subset")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     PERCENT_FIELD_NUMBER: _ClassVar[int]
+    SUBSET_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     hostname: str
     port: int
     percent: float
-    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., percent: _Optional[float] = ...) -> None: ...
+    subset: str
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., percent: _Optional[float] = ..., subset: _Optional[str] = ...) -> None: ...
 
 class Cors(_message.Message):
     __slots__ = ("origins", "methods", "headers", "expose", "max_age_s", "credentials", "forward_unmatched")
@@ -180,12 +185,16 @@ class HeaderOperations(_message.Message):
     def __init__(self, set: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., add: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., remove: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PathRewrite(_message.Message):
-    __slots__ = ("full", "prefix")
+    __slots__ = ("full", "prefix", "regex", "substitution")
     FULL_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    SUBSTITUTION_FIELD_NUMBER: _ClassVar[int]
     full: str
     prefix: str
-    def __init__(self, full: _Optional[str] = ..., prefix: _Optional[str] = ...) -> None: ...
+    regex: str
+    substitution: str
+    def __init__(self, full: _Optional[str] = ..., prefix: _Optional[str] = ..., regex: _Optional[str] = ..., substitution: _Optional[str] = ...) -> None: ...
 
 class Redirect(_message.Message):
     __slots__ = ("scheme", "hostname", "port", "path", "status")
@@ -210,7 +219,7 @@ class Rewrite(_message.Message):
     def __init__(self, path: _Optional[_Union[PathRewrite, _Mapping]] = ..., hostname: _Optional[str] = ...) -> None: ...
 
 class Backend(_message.Message):
-    __slots__ = ("namespace", "hostname", "port", "weight", "request_headers", "response_headers", "problem")
+    __slots__ = ("namespace", "hostname", "port", "weight", "request_headers", "response_headers", "problem", "subset", "problem_status")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +227,8 @@ class Backend(_message.Message):
     REQUEST_HEADERS_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_HEADERS_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    SUBSET_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_STATUS_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     hostname: str
     port: int
@@ -225,18 +236,28 @@ class Backend(_message.Message):
     request_headers: HeaderOperations
     response_headers: HeaderOperations
     problem: str
-    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., weight: _Optional[int] = ..., request_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., response_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+    subset: str
+    problem_status: int
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., weight: _Optional[int] = ..., request_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., response_headers: _Optional[_Union[HeaderOperations, _Mapping]] = ..., problem: _Optional[str] = ..., subset: _Optional[str] = ..., problem_status: _Optional[int] = ...) -> None: ...
 
 class Retry(_message.Message):
-    __slots__ = ("attempts", "status_codes", "on_connect_failure", "on_reset", "backoff_ms")
+    __slots__ = ("attempts", "status_codes", "on_connect_failure", "on_reset", "backoff_ms", "grpc_statuses", "on_refused", "on_reset_before_request", "other_endpoint")
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     STATUS_CODES_FIELD_NUMBER: _ClassVar[int]
     ON_CONNECT_FAILURE_FIELD_NUMBER: _ClassVar[int]
     ON_RESET_FIELD_NUMBER: _ClassVar[int]
     BACKOFF_MS_FIELD_NUMBER: _ClassVar[int]
+    GRPC_STATUSES_FIELD_NUMBER: _ClassVar[int]
+    ON_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    ON_RESET_BEFORE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    OTHER_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     attempts: int
     status_codes: _containers.RepeatedScalarFieldContainer[int]
     on_connect_failure: bool
     on_reset: bool
     backoff_ms: int
-    def __init__(self, attempts: _Optional[int] = ..., status_codes: _Optional[_Iterable[int]] = ..., on_connect_failure: _Optional[bool] = ..., on_reset: _Optional[bool] = ..., backoff_ms: _Optional[int] = ...) -> None: ...
+    grpc_statuses: _containers.RepeatedScalarFieldContainer[int]
+    on_refused: bool
+    on_reset_before_request: bool
+    other_endpoint: bool
+    def __init__(self, attempts: _Optional[int] = ..., status_codes: _Optional[_Iterable[int]] = ..., on_connect_failure: _Optional[bool] = ..., on_reset: _Optional[bool] = ..., backoff_ms: _Optional[int] = ..., grpc_statuses: _Optional[_Iterable[int]] = ..., on_refused: _Optional[bool] = ..., on_reset_before_request: _Optional[bool] = ..., other_endpoint: _Optional[bool] = ...) -> None: ...

@@ -30,6 +30,7 @@ from mesh.model.route import (
 )
 from mesh.model.workload import NamespacedHostname
 from mesh.proto import routes_pb2 as pb
+from mesh.xds.destinations import decode_retry_budget, encode_retry_budget
 
 ROUTE_TABLE_TYPE = "type.googleapis.com/ambit.mesh.v1.RouteTable"
 
@@ -48,6 +49,7 @@ def encode_route_table(table: RouteTable) -> bytes:
         port=table.port,
         rules=[_encode_rule(rule) for rule in table.rules],
         client_namespace=table.client_namespace,
+        retry_budget=None if table.retry_budget is None else encode_retry_budget(table.retry_budget),
     )
     return message.SerializeToString(deterministic=True)
 
@@ -71,6 +73,7 @@ def decode_route_table(value: bytes) -> RouteTable:
         port=message.port,
         rules=tuple(_decode_rule(rule) for rule in message.rules),
         client_namespace=message.client_namespace,
+        retry_budget=decode_retry_budget(message.retry_budget) if message.HasField("retry_budget") else None,
     )
 
 
@@ -108,7 +111,11 @@ def _encode_rule(rule: RouteRule) -> pb.RouteRule:
                 attempts=retry.attempts,
                 status_codes=retry.status_codes,
                 on_connect_failure=retry.on_connect_failure,
+                grpc_statuses=retry.grpc_statuses,
                 on_reset=retry.on_reset,
+                on_refused=retry.on_refused,
+                on_reset_before_request=retry.on_reset_before_request,
+                other_endpoint=retry.other_endpoint,
                 backoff_ms=round(retry.backoff_s * 1000),
             )
         )
@@ -135,8 +142,12 @@ def _decode_rule(message: pb.RouteRule) -> RouteRule:
         retry = Retry(
             attempts=message.retry.attempts,
             status_codes=tuple(message.retry.status_codes),
+            grpc_statuses=tuple(message.retry.grpc_statuses),
             on_connect_failure=message.retry.on_connect_failure,
             on_reset=message.retry.on_reset,
+            on_refused=message.retry.on_refused,
+            on_reset_before_request=message.retry.on_reset_before_request,
+            other_endpoint=message.retry.other_endpoint,
             backoff_s=message.retry.backoff_ms / 1000,
         )
     return RouteRule(
@@ -182,13 +193,17 @@ def _decode_fault(message: pb.Fault) -> Fault:
 def _encode_mirror(mirror: Mirror) -> pb.Mirror:
     service = mirror.service
     return pb.Mirror(
-        namespace=service.namespace, hostname=service.hostname, port=mirror.port, percent=mirror.percent
+        namespace=service.namespace,
+        hostname=service.hostname,
+        port=mirror.port,
+        subset=mirror.subset,
+        percent=mirror.percent,
     )
 
 
 def _decode_mirror(message: pb.Mirror) -> Mirror:
     service = NamespacedHostname(namespace=message.namespace, hostname=message.hostname)
-    return Mirror(service=service, port=message.port, percent=message.percent)
+    return Mirror(service=service, port=message.port, subset=message.subset, percent=message.percent)
 
 
 def _encode_cors(cors: Cors) -> pb.Cors:
@@ -269,10 +284,12 @@ def _encode_backend(backend: Backend) -> pb.Backend:
         namespace=service.namespace if service else "",
         hostname=service.hostname if service else "",
         port=backend.port,
+        subset=backend.subset,
         weight=backend.weight,
         request_headers=_encode_operations(backend.request_headers),
         response_headers=_encode_operations(backend.response_headers),
         problem=backend.problem,
+        problem_status=backend.problem_status,
     )
 
 
@@ -283,10 +300,12 @@ def _decode_backend(message: pb.Backend) -> Backend:
     return Backend(
         service=service,
         port=message.port,
+        subset=message.subset,
         weight=message.weight,
         request_headers=_decode_operations(message.request_headers),
         response_headers=_decode_operations(message.response_headers),
         problem=message.problem,
+        problem_status=message.problem_status,
     )
 
 
@@ -311,11 +330,16 @@ def _decode_operations(message: pb.HeaderOperations) -> HeaderOperations:
 def _encode_path_rewrite(rewrite: PathRewrite | None) -> pb.PathRewrite | None:
     if rewrite is None:
         return None
-    return pb.PathRewrite(full=rewrite.full, prefix=rewrite.prefix)
+    return pb.PathRewrite(
+        full=rewrite.full, prefix=rewrite.prefix, regex=rewrite.regex, substitution=rewrite.substitution
+    )
 
 
 def _decode_path_rewrite(message: pb.PathRewrite) -> PathRewrite:
     kind = message.WhichOneof("kind")
     return PathRewrite(
-        full=message.full if kind == "full" else None, prefix=message.prefix if kind == "prefix" else None
+        full=message.full if kind == "full" else None,
+        prefix=message.prefix if kind == "prefix" else None,
+        regex=message.regex if kind == "regex" else None,
+        substitution=message.substitution,
     )

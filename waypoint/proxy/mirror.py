@@ -22,7 +22,14 @@ class Copy:
         self._left = limit_bytes
         self._blocked = False
         self._over = False
-        target = replace(plan, service=mirror.service, port=mirror.port, retry=Retry(attempts=0), mirrors=())
+        target = replace(
+            plan,
+            service=mirror.service,
+            port=mirror.port,
+            subset=mirror.subset,
+            retry=Retry(attempts=0),
+            mirrors=(),
+        )
         self._upstream = connect(target, frozenset(), self)
         self._upstream.send_head(plan.head)
 

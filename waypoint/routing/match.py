@@ -64,6 +64,8 @@ class RouteMatcher:
             for match in rule.matches:
                 try:
                     predicates = tuple(_compile(match))
+                    if rule.rewrite is not None and rule.rewrite.path is not None:
+                        re.compile(rule.rewrite.path.regex or "")
                 except re.error as error:
                     raise ValueError(f"{rule.source}: invalid regular expression: {error}") from error
                 self._entries.append((predicates, Chosen(rule=rule, match=match)))

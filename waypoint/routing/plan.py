@@ -33,6 +33,8 @@ class Forward:
     """As the upstream shall see it; hop-by-hop fields are the codec's."""
     service: NamespacedHostname
     port: int
+    subset: str = ""
+    """Of the service's `DestinationPolicy`; empty: all its endpoints."""
     source: str
     """Rule that decided, `kind/namespace/name#index`; empty: none, the service's default."""
     response_headers: tuple[HeaderOperations, ...] = ()
@@ -93,7 +95,8 @@ def plan_request(
     backend = draw_backend(rule, random)
     if backend is None or backend.service is None:
         why = "the rule has no backend with a weight" if backend is None else backend.problem
-        return answer(500, flag="NC", detail=f"{rule.source}: {why}", source=rule.source)
+        status = 500 if backend is None else backend.problem_status
+        return answer(status, flag="NC", detail=f"{rule.source}: {why}", source=rule.source)
     plan = _forward(head, path, query, chosen, backend, backend.service)
     cors = HeaderOperations() if rule.cors is None else response_operations(rule.cors, request)
     return replace(
@@ -216,6 +219,7 @@ def _forward(
         head=changed,
         service=service,
         port=backend.port,
+        subset=backend.subset,
         source=rule.source,
         response_headers=tuple(
             operations for operations in (backend.response_headers, rule.response_headers) if operations

@@ -7,6 +7,8 @@ HTTPHeaderFilter); the cases of its conformance suite are this module's tests.
 
 from __future__ import annotations
 
+import re
+
 from mesh.model.address import format_host_port
 from mesh.model.route import HeaderOperations, PathKind, PathRewrite, Redirect, RequestMatch
 
@@ -17,8 +19,11 @@ def rewrite_path(path: str, match: RequestMatch, rewrite: PathRewrite) -> str:
     """Return the path that replaces `path`, always starting with `/`; the query is the caller's.
 
     A prefix is replaced by whole segments after a SEGMENT_PREFIX match and as plain
-    text after a PREFIX match; with any other match the whole path is replaced.
+    text after a PREFIX match; with any other match the whole path is replaced. A regular
+    expression is replaced wherever it occurs.
     """
+    if rewrite.regex is not None:
+        return _rooted(_substitute(path, rewrite.regex, rewrite.substitution))
     if rewrite.full is not None:
         return rewrite.full or "/"
     replacement = rewrite.prefix or ""
@@ -30,6 +35,22 @@ def rewrite_path(path: str, match: RequestMatch, rewrite: PathRewrite) -> str:
     if replacement.endswith("/") and rest.startswith("/"):
         replacement = replacement[:-1]
     return _rooted(replacement + rest)
+
+
+def _substitute(path: str, pattern: str, substitution: str) -> str:
+    r"""Replace every match; in the substitution, `\0` to `\9` are groups and `\\` is a backslash."""
+
+    def expand(match: re.Match[str]) -> str:
+        def part(escape: re.Match[str]) -> str:
+            character = escape[1]
+            if not character.isdigit():
+                return character
+            group = int(character)
+            return (match[group] or "") if group <= len(match.groups()) else ""
+
+        return re.sub(r"\\([0-9\\])", part, substitution)
+
+    return re.sub(pattern, expand, path)
 
 
 def _rooted(path: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.model.destination import RetryBudget
 from mesh.model.route import (
     Backend,
     Cors,
@@ -38,7 +39,11 @@ PAIRS = st.lists(st.tuples(TEXT, TEXT), max_size=2).map(tuple)
 OPERATIONS = st.builds(HeaderOperations, set=PAIRS, add=PAIRS, remove=st.lists(TEXT, max_size=2).map(tuple))
 VALUES = st.builds(ValueMatch, name=TEXT, kind=st.sampled_from(ValueKind), value=TEXT, invert=st.booleans())
 PATHS = st.builds(PathMatch, kind=st.sampled_from(PathKind), value=TEXT, ignore_case=st.booleans())
-PATH_REWRITES = st.one_of(st.builds(PathRewrite, full=TEXT), st.builds(PathRewrite, prefix=TEXT))
+PATH_REWRITES = st.one_of(
+    st.builds(PathRewrite, full=TEXT),
+    st.builds(PathRewrite, prefix=TEXT),
+    st.builds(PathRewrite, regex=TEXT, substitution=TEXT),
+)
 MATCHES = st.builds(
     RequestMatch,
     path=st.none() | PATHS,
@@ -51,10 +56,12 @@ BACKENDS = st.builds(
     Backend,
     service=st.none() | SERVICES,
     port=st.integers(0, 65535),
+    subset=TEXT,
     weight=st.integers(0, 1000),
     request_headers=OPERATIONS,
     response_headers=OPERATIONS,
     problem=TEXT,
+    problem_status=st.sampled_from([500, 503]),
 )
 PERCENT = st.integers(0, 1000).map(lambda tenths: tenths / 10)
 SECONDS = st.none() | st.integers(1, 100_000).map(lambda ms: ms / 1000)
@@ -83,7 +90,11 @@ RULES = st.builds(
         attempts=st.integers(0, 10),
         status_codes=st.lists(st.integers(400, 599), max_size=3).map(tuple),
         on_connect_failure=st.booleans(),
+        grpc_statuses=st.lists(st.integers(0, 16), max_size=3).map(tuple),
         on_reset=st.booleans(),
+        on_refused=st.booleans(),
+        on_reset_before_request=st.booleans(),
+        other_endpoint=st.booleans(),
         backoff_s=st.integers(0, 5000).map(lambda ms: ms / 1000),
     ),
     direct=st.none() | st.builds(DirectResponse, status=st.integers(200, 599), body=st.binary(max_size=4)),
@@ -97,7 +108,8 @@ RULES = st.builds(
         abort_percent=PERCENT,
     ),
     mirrors=st.lists(
-        st.builds(Mirror, service=SERVICES, port=st.integers(1, 65535), percent=PERCENT), max_size=2
+        st.builds(Mirror, service=SERVICES, port=st.integers(1, 65535), subset=TEXT, percent=PERCENT),
+        max_size=2,
     ).map(tuple),
     cors=st.none()
     | st.builds(
@@ -117,6 +129,14 @@ TABLES = st.builds(
     port=st.integers(0, 65535),
     rules=st.lists(RULES, max_size=3).map(tuple),
     client_namespace=st.just("") | TEXT,
+    retry_budget=st.none()
+    | st.builds(
+        RetryBudget,
+        percent=PERCENT,
+        interval_s=st.integers(0, 60),
+        min_concurrent=st.integers(0, 9),
+        min_per_second=PERCENT,
+    ),
 )
 
 

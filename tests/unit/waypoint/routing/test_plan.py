@@ -97,6 +97,17 @@ def test_a_rule_without_a_usable_backend_is_500(backends: tuple[Backend, ...]) -
     assert (plan.status, plan.source) == (500, "HTTPRoute/shop/r#0")
 
 
+def test_an_invalid_backend_says_what_it_is_answered_with() -> None:
+    broken = Backend(service=None, problem="no such subset", problem_status=503)
+    answer = refused(decide(request(), rule(backends=(broken,))))
+    assert (answer.status, answer.flag) == (503, "NC")
+
+
+def test_the_subset_of_the_backend_is_part_of_the_plan() -> None:
+    plan = forward(decide(request(), rule(backends=(Backend(service=V1, port=8080, subset="v1"),))))
+    assert plan.subset == "v1"
+
+
 def test_weights_share_requests_in_proportion() -> None:
     backends = (
         Backend(service=V1, port=80, weight=70),

@@ -49,6 +49,30 @@ def test_full_path() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "regex", "substitution", "expected"),
+    [
+        # The first two are the examples of Envoy's RouteAction.regex_rewrite.
+        (
+            "/service/foo/v1/api",
+            "^/service/([^/]+)(/.*)$",
+            r"/customprefix/\2/\1",
+            "/customprefix//v1/api/foo",
+        ),
+        ("/xxx/one/yyy/one/zzz", "one", "two", "/xxx/two/yyy/two/zzz"),
+        ("/a/b", "b", r"\0\0\\", "/a/bb\\"),
+        ("/a/b", "(b)|(c)", r"[\1\2\9]", "/a/[b]"),
+        ("/a/b", "x", "y", "/a/b"),
+        ("/a", "^/", "", "/a"),
+    ],
+)
+def test_a_regular_expression_is_replaced_wherever_it_occurs(
+    path: str, regex: str, substitution: str, expected: str
+) -> None:
+    rewrite = PathRewrite(regex=regex, substitution=substitution)
+    assert rewrite_path(path, RequestMatch(), rewrite) == expected
+
+
+@pytest.mark.parametrize(
     ("redirect", "port", "expected"),
     [
         (Redirect(hostname="example.org"), 80, "http://example.org/p?q=1"),
