@@ -11,6 +11,7 @@ import sys
 
 import uvloop
 
+from daemonset import cgroup, host
 from daemonset.app import Agent
 from daemonset.cleanup import Cleanup
 from daemonset.codes import Code
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return EXIT_USAGE
     try:
-        settings = parse(os.environ)
+        settings = parse(host.complete(os.environ, mount=cgroup.v2_mount()))
         configure(level=settings.log_level, log_format=LogFormat(settings.log_format))
         logging.getLogger("watchfiles").setLevel(logging.WARNING)  # It tells of every file change.
     except SettingError as error:

@@ -135,7 +135,7 @@ class Agent:
         )
         await self._recover(registry, pins)
         try:
-            gate = Gate(settings.ztunnel_cgroup)
+            gate = Gate(settings.ztunnel_cgroup, own_pod=settings.pod_uid)
         except OSError as error:
             raise StartError(Code.NO_CGROUP, str(error), 69) from error
         self._zds = ZdsListener(

@@ -103,6 +103,31 @@ def v2_path(pid: int, proc: Path = Path("/proc")) -> str | None:
     return next((line[3:] for line in lines if line.startswith("0::")), None)
 
 
+def v1_group(pid: int, uid: str, proc: Path = Path("/proc")) -> str | None:
+    """Return the v1 cgroup of a process of pod `uid`, as its line `ID:CONTROLLERS:PATH`, else None."""
+    try:
+        lines = (proc / str(pid) / "cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        hierarchy, _, path = line.split(":", 2)
+        if hierarchy != "0" and any(is_pod_directory(part, uid) for part in path.split("/")):
+            return line
+    return None
+
+
+def pids_of_v1(group: str, proc: Path = Path("/proc")) -> list[int]:
+    """Return the processes that have `group` as a line of their cgroups."""
+    found = []
+    for entry in proc.iterdir():
+        try:
+            if entry.name.isdigit() and group in (entry / "cgroup").read_text().splitlines():
+                found.append(int(entry.name))
+        except OSError:
+            continue  # It ended.
+    return found
+
+
 def v2_mount(mounts: Path = Path("/proc/self/mounts")) -> Path | None:
     """Return where cgroup v2 is mounted; None when it is not."""
     for line in mounts.read_text().splitlines():

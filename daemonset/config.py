@@ -47,6 +47,8 @@ class Settings:
     admin_port: int = 15016
     metrics_host: str = "0.0.0.0"
     metrics_port: int = 15017
+    pod_uid: str | None = None
+    """Of the agent's own pod, where ztunnel is a container of it too; None: not a pod."""
     kubelet_tgid: int = 0
     """Thread group whose connects are probes, on hosts where cgroups do not tell; 0: by cgroup."""
     excluded_namespaces: frozenset[str] = frozenset({"istio-system", "kube-system"})
@@ -104,6 +106,7 @@ def parse(environment: Mapping[str, str]) -> Settings:
         admin_port=admin_port,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
+        pod_uid=environment.get("POD_UID") or None,
         kubelet_tgid=int(read.seconds("AMBIT_KUBELET_TGID", 0)),
         excluded_namespaces=read.names("AMBIT_EXCLUDED_NAMESPACES", "istio-system,kube-system"),
         load_timeout_s=read.seconds("AMBIT_LOAD_TIMEOUT_S", 60.0),

@@ -2,7 +2,9 @@
 """Who may be ztunnel: root, visible here, and in the cgroup that is ztunnel's.
 
 The same cgroup is what the BPF programs know ztunnel by, so a process that is not in it
-could not open listeners that count, whatever it is handed.
+could not open listeners that count, whatever it is handed. Where containers have no v2
+cgroup of their own (the runtime keeps to v1), a process of the agent's own pod is put
+into ztunnel's first; which pod it is of, its v1 cgroups tell, which no container can change.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def admit(peer: Peer, *, peer_cgroup: str | None, ztunnel_cgroup: str) -> None:
 class Gate:
     """Admits peers and tells their cgroup ids."""
 
-    def __init__(self, ztunnel_cgroup: Path) -> None:
-        """Create it.
+    def __init__(self, ztunnel_cgroup: Path, *, own_pod: str | None = None) -> None:
+        """Create it; `own_pod` is the uid of the agent's pod, where that has ztunnel in it.
 
         Raises:
             OSError: cgroup v2 is not mounted, or the directory is not below it.
@@ -62,6 +64,7 @@ class Gate:
             raise OSError(f"{ztunnel_cgroup} is not below the cgroup v2 mount {mount}")
         self._mount = mount
         self._directory = ztunnel_cgroup
+        self._own_pod = own_pod
         self._wanted = "/" + str(ztunnel_cgroup.relative_to(mount))
 
     def check(self, peer: Peer) -> int:
@@ -71,12 +74,31 @@ class Gate:
             ForeignPeerError: it is not ztunnel.
         """
         path = cgroup.v2_path(peer.pid) if peer.pid else None
+        if self._own_pod and path is not None and not self._inside(path) and peer.uid == 0:
+            path = self._adopt(peer, self._own_pod)
         admit(peer, peer_cgroup=path, ztunnel_cgroup=self._wanted)
         assert path is not None
         try:
             return cgroup.cgroup_id(self._mount / path.lstrip("/"))
         except OSError as error:
             raise ForeignPeerError(f"{peer} has ended") from error
+
+    def _inside(self, path: str) -> bool:
+        return path == self._wanted or path.startswith(self._wanted + "/")
+
+    def _adopt(self, peer: Peer, own_pod: str) -> str | None:
+        """Put the peer and what else runs in its container into ztunnel's cgroup; return its path then."""
+        group = cgroup.v1_group(peer.pid, own_pod)
+        if group is not None:
+            try:
+                self._directory.mkdir(exist_ok=True)
+                # The peer first: what it forks from here on is born inside.
+                for pid in (peer.pid, *cgroup.pids_of_v1(group)):
+                    with contextlib.suppress(ProcessLookupError):
+                        (self._directory / "cgroup.procs").write_text(str(pid))
+            except OSError as error:
+                raise ForeignPeerError(f"{peer} cannot be put into {self._directory}: {error}") from error
+        return cgroup.v2_path(peer.pid)
 
     def living(self, ids: frozenset[int]) -> frozenset[int]:
         """Return those of several cgroup ids that ztunnel's directory and those below it still have."""

@@ -77,3 +77,20 @@ def test_resolv_conf_is_read_bounded_and_only_from_a_regular_file(tmp_path: Path
     (etc / "resolv.conf").unlink()
     (etc / "resolv.conf").mkdir()
     assert cgroup.resolv_conf_of(7, tmp_path) is None
+
+
+def test_a_process_of_a_pod_is_known_by_its_v1_groups(tmp_path: Path) -> None:
+    of_pod = f"4:memory:/kubepods/burstable/pod{UID}/c0ffee"
+    for pid, lines in (("7", [of_pod, "0::/"]), ("8", [of_pod, "0::/"]), ("9", ["4:memory:/", "0::/"])):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cgroup").write_text("\n".join(lines) + "\n")
+    assert cgroup.v1_group(7, UID, tmp_path) == of_pod
+    assert cgroup.v1_group(9, UID, tmp_path) is None
+    assert cgroup.v1_group(10, UID, tmp_path) is None
+    assert sorted(cgroup.pids_of_v1(of_pod, tmp_path)) == [7, 8]
+
+
+def test_the_v2_line_proves_nothing_about_the_pod(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cgroup").write_text(f"0::/pod{UID}\n")
+    assert cgroup.v1_group(7, UID, tmp_path) is None
