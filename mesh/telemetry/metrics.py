@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, types and label sets of every metric that a ztunnel exposes, and how labels are filled.
+"""Names, types and label sets of every metric that a proxy exposes, and how labels are filled.
 
-The TCP metrics are Istio's, label for label and in its order, so that its dashboards
+The TCP and HTTP metrics are Istio's, label for label and in its order, so that its dashboards
 and Kiali read them unchanged. Values live in `series`, the exposition in `exposition`.
 """
 
@@ -81,6 +81,14 @@ TCP_LABELS: Labels = (
     "destination_zone",
 )
 """Source: Istio's standard metrics as its ztunnel emits them."""
+HTTP_LABELS: Labels = (
+    *TCP_LABELS[: TCP_LABELS.index("request_protocol") + 1],
+    "response_code",
+    "grpc_response_status",
+    "response_flags",
+    "connection_security_policy",
+)
+"""Source: Istio's standard metrics as its waypoints emit them."""
 _DNS_LABELS: Labels = (
     "request_query_type",
     "request_protocol",
@@ -100,6 +108,31 @@ CONNECTIONS_FAILED = _counter(
 )
 RECEIVED_BYTES = _counter("istio_tcp_received_bytes", "Bytes from client to server", TCP_LABELS)
 SENT_BYTES = _counter("istio_tcp_sent_bytes", "Bytes from server to client", TCP_LABELS)
+# Source: Envoy's stats filter, whose histograms these are bucket for bucket.
+_BUCKETS = (
+    *(0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0),
+    *(1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0),
+    *(300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0),
+)
+HTTP_REQUESTS = _counter("istio_requests", "Requests answered", HTTP_LABELS)
+HTTP_DURATION_MS = Metric(
+    "istio_request_duration_milliseconds",
+    MetricType.HISTOGRAM,
+    "Time from a request's head to the end of its response",
+    HTTP_LABELS,
+    _BUCKETS,
+)
+HTTP_REQUEST_BYTES = Metric(
+    "istio_request_bytes", MetricType.HISTOGRAM, "Size of request bodies", HTTP_LABELS, _BUCKETS
+)
+HTTP_RESPONSE_BYTES = Metric(
+    "istio_response_bytes", MetricType.HISTOGRAM, "Size of response bodies", HTTP_LABELS, _BUCKETS
+)
+HTTP_RETRIES = _counter(
+    "ambit_http_retries",
+    "Tries after the first, by the service that was asked for",
+    ("destination_service", "destination_service_namespace"),
+)
 SOCKETS_OPEN = Metric("istio_tcp_sockets_open", MetricType.GAUGE, "TCP connections open now", ("reporter",))
 REASONS = _counter(
     "ambit_connections_ended", "Connections ended, by reporter and reason", ("reporter", "reason")
@@ -160,6 +193,11 @@ METRICS: tuple[Metric, ...] = (
     CONNECTIONS_FAILED,
     RECEIVED_BYTES,
     SENT_BYTES,
+    HTTP_REQUESTS,
+    HTTP_DURATION_MS,
+    HTTP_REQUEST_BYTES,
+    HTTP_RESPONSE_BYTES,
+    HTTP_RETRIES,
     SOCKETS_OPEN,
     REASONS,
     POLICY_DENIED,
@@ -236,3 +274,29 @@ def _place(workload: Workload | None) -> Sequence[str]:
     if workload is None:
         return (UNKNOWN, UNKNOWN)
     return (workload.locality.region or UNKNOWN, workload.locality.zone or UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpFlow:
+    """Who asks whom for what, as a waypoint sees it."""
+
+    source: Workload | None
+    source_principal: str
+    destination: Workload | None
+    service: Service | None
+
+    def labels(self, *, protocol: str, status: str, grpc_status: str, flags: str) -> Labels:
+        """Fill `HTTP_LABELS`."""
+        service, destination = self.service, self.destination
+        named = (service.hostname, service.namespace, service.name) if service is not None else ("", "", "")
+        return (
+            "waypoint",
+            *peer_labels(self.source, self.source_principal),
+            *(name or UNKNOWN for name in named),
+            *peer_labels(destination, destination.identity if destination is not None else ""),
+            protocol,
+            status,
+            grpc_status,
+            flags,
+            "mutual_tls",
+        )

@@ -16,10 +16,12 @@ import pytest
 
 from mesh.model.workload import NamespacedHostname
 from mesh.net.relay import End, TcpEnd
+from mesh.net.sockets import DialError
 from mesh.runtime.tasks import TaskOwner
+from mesh.telemetry.reasons import Reason
 from waypoint.http.message import BadMessageError, RequestHead
 from waypoint.proxy.exchange import Exchange, ExchangeRecord
-from waypoint.proxy.pool import DialError, Endpoint, Pool
+from waypoint.proxy.pool import Endpoint, Pool
 from waypoint.proxy.server1 import Http1Server
 from waypoint.proxy.streams import Downstream, Upstream, UpstreamEvents
 from waypoint.routing.plan import Forward, plan_request
@@ -78,7 +80,7 @@ class Proxy:
         try:
             _, end = await asyncio.get_running_loop().create_connection(TcpEnd, "127.0.0.1", endpoint.port)
         except OSError as error:
-            raise DialError(f"{endpoint.label}: {error.strerror}") from error
+            raise DialError(Reason.CONNECT_REFUSED, f"{endpoint.label}: {error.strerror}") from error
         return end
 
     def accepted(self, end: TcpEnd) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.net.relay import End
+from mesh.net.sockets import DialError
 from mesh.runtime.tasks import TaskOwner, create_task
 from waypoint.http.message import Headers, RequestHead, ResponseHead
 from waypoint.proxy.client1 import Http1Client
@@ -27,10 +28,6 @@ class Endpoint(Protocol):
     def label(self) -> str:
         """`address:port`, for logs and to tell endpoints apart when trying again."""
         ...
-
-
-class DialError(Exception):
-    """No connection to the endpoint; says why (remote fault)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from mesh.model.address import format_host_port
 from mesh.model.workload import ApplicationProtocol, ApplicationTunnel, GatewayAddress
 from mesh.telemetry.reasons import Reason
 from tests.support.mesh_builders import key, member, service, store, workload
-from ztunnel.resolve.admit import Admitted, Refused, admit, parse_authority
+from mesh.hbone.authority import parse_authority
+from ztunnel.resolve.admit import Admitted, Refused, admit
 
 LOCAL = workload("cart", "10.0.0.2", "fd00::2", services=member("cart"))
 DIALLED = ip_address("10.0.0.2")

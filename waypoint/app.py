@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root of a waypoint: builds every part, starts and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+from collections import Counter
+from functools import partial
+
+from mesh.config.environment import ListenAddress
+from mesh.hbone.limits import Limits
+from mesh.hbone.opener import OpenerSettings, TunnelOpener
+from mesh.identity.ca_client import CaClient, CaSettings
+from mesh.identity.certificate import WorkloadCertificate
+from mesh.identity.contexts import TlsContexts
+from mesh.identity.manager import CertificateManager
+from mesh.identity.spiffe import SpiffeId
+from mesh.model.workload import Workload
+from mesh.net.listener import Listener
+from mesh.net.relay import End
+from mesh.net.sockets import Peer, dial, plain_socket
+from mesh.runtime.clock import Clock, SystemClock
+from mesh.runtime.http import HttpServer
+from mesh.runtime.readiness import Readiness
+from mesh.runtime.surfaces import metrics_server, readiness_server
+from mesh.runtime.tasks import TaskOwner, create_task
+from mesh.runtime.version import VERSION
+from mesh.telemetry.metrics import (
+    BUILD,
+    TUNNEL_HANDSHAKE_SECONDS,
+    XDS_MESSAGE_BYTES,
+    XDS_MESSAGES,
+    XDS_TERMINATIONS,
+    Metric,
+)
+from mesh.telemetry.series import Recorder, Totals
+from mesh.xds.client import Node, Settings, Status, XdsClient
+from mesh.xds.gauges import StateCollector
+from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
+from waypoint.admin import Admin
+from waypoint.config import Config
+from waypoint.inbound import Inbound
+from waypoint.proxy.pool import Endpoint, Pool, PoolLimits
+from waypoint.proxy.pool2 import Http2Pool
+from waypoint.requests import Proxy
+from waypoint.tables import TYPES, Tables
+from waypoint.telemetry import Telemetry
+from waypoint.upstreams import Address, Upstreams
+
+_log = logging.getLogger("waypoint")
+
+TICK_S = 1.0
+POOL_IDLE_S = 300.0
+TUNNEL_TIMEOUT_S = 15.0
+WANT_CERTIFICATE_S = 5.0
+BACKLOG = 1024
+LINGER_S = 3.0
+"""How long a waypoint that ends goes on as before."""
+CONTROLLER = "controller"
+CERTIFICATE = "certificate"
+OWN = "own workload"
+
+
+class App:
+    """One waypoint process; `run` returns when it has drained."""
+
+    def __init__(self, config: Config, clock: Clock | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.readiness = Readiness((CONTROLLER, CERTIFICATE, OWN))
+        self._tasks = TaskOwner("waypoint")
+        self._stopping = asyncio.Event()
+        self._seen: Counter[tuple[Metric, str]] = Counter()
+        self._recorder = Recorder()
+        self._totals = Totals(max_series=config.max_series)
+        self.tables = Tables(
+            namespace=config.namespace,
+            gateway=config.gateway,
+            network=config.network,
+            root_namespace=config.root_namespace,
+        )
+        self._identity = SpiffeId.parse(config.identity)
+        ca = CaClient(
+            CaSettings(
+                address=config.ca_address,
+                roots=config.ca_root_ca,
+                server_name=config.ca_server_name,
+                token=config.auth_token,
+                cluster_id=config.cluster_id,
+            ),
+            self.clock,
+        )
+        self.certificates = CertificateManager(
+            lambda identity: ca.fetch(identity, config.secret_ttl_s), self.clock
+        )
+        self.certificates.on_update(self._certified)
+        self._tls = TlsContexts(self.certificates, wait_s=WANT_CERTIFICATE_S)
+        self._opener = TunnelOpener(
+            f"waypoint {self.tables.gateway}",
+            OpenerSettings(
+                connect_timeout_s=config.connect_timeout_s,
+                tunnel_timeout_s=TUNNEL_TIMEOUT_S,
+                idle_s=POOL_IDLE_S,
+                limits=Limits(),
+            ),
+            connect=self._connect,
+            context=self._tls.client,
+            on_handshake=partial(self._recorder.observe, TUNNEL_HANDSHAKE_SECONDS, ("source",)),
+            clock=self.clock,
+        )
+        self.proxy = self._make_proxy()
+        self.inbound = Inbound(
+            config,
+            self.proxy,
+            self._tls,
+            own=self.own,
+            limits=Limits(),
+            clock=self.clock,
+            tasks=self._tasks,
+        )
+        self.xds = XdsClient(
+            settings=Settings(
+                address=config.xds_address,
+                roots=config.xds_root_ca,
+                server_name=config.xds_server_name,
+                token=config.auth_token,
+                cluster_id=config.cluster_id,
+            ),
+            node=_node(config),
+            types=TYPES,
+            on_update=self._updated,
+            clock=self.clock,
+            on_status=self._xds_status,
+        )
+        self._certificate: WorkloadCertificate | None = None
+        self._listeners: list[Listener] = []
+        self._servers: list[HttpServer] = []
+
+    def _make_proxy(self) -> Proxy:
+        config = self.config
+        limits = PoolLimits(
+            connections=config.max_upstream_connections,
+            pending=config.max_pending,
+            connect_s=config.connect_timeout_s,
+        )
+        pool = Pool(dial=self._dial, call_later=_call_later, owner=self._tasks, limits=limits)
+        pool2 = Http2Pool(dial=self._dial, call_later=_call_later, owner=self._tasks, limits=limits)
+        upstreams = Upstreams(
+            self.tables,
+            self._opener,
+            own=self.own,
+            identity=config.identity,
+            connect_timeout_s=config.connect_timeout_s,
+            load=lambda key: pool.load(key) + pool2.load(key),
+            random=random.random,
+        )
+        return Proxy(
+            tables=self.tables,
+            upstreams=upstreams,
+            pool=pool,
+            pool2=pool2,
+            telemetry=Telemetry(self._recorder, config.access_log, self.clock.monotonic),
+            call_later=_call_later,
+            random=random.random,
+        )
+
+    async def run(self) -> None:
+        """Start, serve until told to end, drain.
+
+        Raises:
+            OSError: a port cannot be had; names it.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._recorder.add(BUILD, ("waypoint", VERSION), 1)
+        await self._serve_http()
+        self._listen()
+        self.certificates.prefetch(self._identity)
+        create_task(self.xds.run(), name="xds", owner=self._tasks)
+        create_task(self._tick(), name="tick", owner=self._tasks)
+        await self._stopping.wait()
+        await self._drain()
+
+    def stop(self) -> None:
+        """Begin the drain; a second call ends the process at once."""
+        if self._stopping.is_set():
+            _log.warning("told to end twice: ending now, live requests are cut")
+            os._exit(1)
+        self._stopping.set()
+
+    def own(self) -> Workload | None:
+        """Find this pod's workload as the controller has it now."""
+        config = self.config
+        return self.tables.store.find_local(
+            name=config.pod,
+            namespace=config.namespace,
+            service_account=config.service_account,
+            node=config.node,
+        )
+
+    # --- ports
+
+    async def _serve_http(self) -> None:
+        config = self.config
+        admin = Admin(
+            config,
+            self.tables,
+            certificates=self.certificates.statuses,
+            status=self.status,
+            quit_now=self._stopping.set,
+        )
+        gauges = StateCollector(
+            lambda: (self._certificate,) if self._certificate is not None else (),
+            lambda: self.xds.status,
+            component="waypoint",
+            version=VERSION,
+        )
+        wanted: tuple[tuple[HttpServer, ListenAddress], ...] = (
+            (admin.server(), config.admin),
+            (metrics_server(self._totals, self._collect, gauges), config.metrics),
+            (readiness_server(self.readiness), config.readiness),
+        )
+        for server, address in wanted:
+            await server.start(address.host, address.port)
+            self._servers.append(server)
+
+    def _listen(self) -> None:
+        port = self.config.hbone_port
+        for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+            try:
+                sock = plain_socket(family, socket.SOCK_STREAM)
+            except OSError:
+                continue  # This machine has no IPv6.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((host, port))
+                sock.listen(BACKLOG)
+            except OSError as error:
+                sock.close()
+                raise OSError(
+                    error.errno, f"port {port} cannot be had: {error.strerror}; AMBIT_HBONE_PORT sets another"
+                ) from error
+            self._listeners.append(Listener(sock, self.inbound.accept, "HBONE"))
+
+    async def _connect(self, target: Peer) -> socket.socket:
+        timeout_s = self.config.connect_timeout_s
+        return await dial(plain_socket, target, timeout_s=timeout_s, what=f"HBONE peer {target}")
+
+    async def _dial(self, endpoint: Endpoint) -> End:
+        assert isinstance(endpoint, Address)
+        return await self.proxy.upstreams.dial(endpoint)
+
+    # --- configuration
+
+    def _updated(self, update: Update) -> tuple[Rejection, ...]:
+        rejected = self.tables.apply(update)
+        for rejection in rejected:
+            _log.warning("resource %s rejected: %s", rejection.name, rejection.reason)
+        if update.type_url == ADDRESS_TYPE:
+            self.proxy.upstreams.forget()
+            if self.own() is not None:
+                self.readiness.done(OWN)
+        return rejected
+
+    def _xds_status(self, status: Status) -> None:
+        # Once in force, state stays in force: a lost controller does not make a waypoint unready.
+        if status.synced:
+            self.readiness.done(CONTROLLER)
+
+    def _certified(self, certificate: WorkloadCertificate) -> None:
+        self._certificate = certificate
+        self.readiness.done(CERTIFICATE)
+
+    def status(self) -> dict[str, object]:
+        """Describe the process for the admin port."""
+        xds = self.xds.status
+        return {
+            "ready": self.readiness.ready,
+            "pending": list(self.readiness.pending),
+            "gateway": self.tables.gateway,
+            "controller": {
+                "address": self.config.xds_address,
+                "connected": xds.connected,
+                "synced": xds.synced,
+                "age_s": xds.age_s,
+                "last_error": xds.last_error,
+                "rejected": dict(xds.rejected),
+            },
+            "connections": len(self.inbound),
+            "streams": self.inbound.streams,
+            "upstream_connections": self.proxy.pool.connections + self.proxy.pool2.connections,
+            "upstream_pending": self.proxy.pool.pending + self.proxy.pool2.pending,
+        }
+
+    # --- time
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._opener.expire()
+            self._collect()
+            self._totals.evict(self.clock.monotonic() - self.config.series_idle_s)
+
+    def _collect(self) -> None:
+        """Bring what was counted into the totals."""
+        for metric, counter in (
+            (XDS_MESSAGES, self.xds.messages),
+            (XDS_MESSAGE_BYTES, self.xds.message_bytes),
+            (XDS_TERMINATIONS, self.xds.terminations),
+        ):
+            for label, value in counter.items():
+                grown = value - self._seen[metric, label]
+                if grown:
+                    self._recorder.add(metric, (label,), grown)
+                    self._seen[metric, label] = value
+        self._totals.apply("waypoint", self._recorder.take(), self.clock.monotonic())
+
+    async def _drain(self) -> None:
+        deadline_s = self.config.drain_deadline_s
+        _log.info("draining: no new tunnels, running requests have %g s", deadline_s)
+        self.readiness.block("draining")
+        self.inbound.drain()
+        # Clients that have not heard of the end yet open tunnels a moment longer.
+        await asyncio.sleep(min(LINGER_S, deadline_s / 2))
+        self.inbound.end_idle()
+        try:
+            async with asyncio.timeout(max(deadline_s - LINGER_S, deadline_s / 2)):
+                await self.inbound.wait_empty()
+        except TimeoutError:
+            _log.warning("%d connections cut at the drain deadline", len(self.inbound))
+        for listener in self._listeners:
+            listener.close()
+        self.inbound.close()
+        await self._tasks.close()
+        self.proxy.pool.close_idle()
+        self.proxy.pool2.close_idle()
+        self._opener.close()
+        await self.certificates.close()
+        for server in self._servers:
+            await server.close()
+        _log.info("drained")
+
+
+def _call_later(delay_s: float, callback: object) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(delay_s, callback)  # type: ignore[arg-type]
+
+
+def _node(config: Config) -> Node:
+    """Build the node that the controller knows us by; Istio's form."""
+    metadata = {
+        "NAME": config.pod,
+        "NAMESPACE": config.namespace,
+        "INSTANCE_IPS": config.address,
+        "NODE_NAME": config.node,
+        "CLUSTER_ID": config.cluster_id,
+        "GATEWAY_NAME": config.gateway,
+    }
+    name = f"{config.pod}.{config.namespace}"
+    return Node(
+        id=f"waypoint~{config.address}~{name}~{config.namespace}.svc.cluster.local", metadata=metadata
+    )

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a waypoint knows: the mesh's services, the routes to them and the policies that guard them.
+
+No I/O and no clock. What cannot be decoded is refused by name; a policy among it closes what
+it might have guarded, a route table among it keeps its last good version.
+"""
+
+from __future__ import annotations
+
+from mesh.authz.http import HttpPolicies
+from mesh.model.address import IPAddress
+from mesh.model.http_policy import HttpAuthorization
+from mesh.model.route import RouteTable
+from mesh.model.service import Service
+from mesh.model.workload import GatewayAddress, NamespacedHostname, Workload
+from mesh.state.store import Store
+from mesh.xds.decode import DecodeError
+from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, decode_http_authorization
+from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
+from mesh.xds.routes import ROUTE_TABLE_TYPE, decode_route_table
+from mesh.xds.updates import decode_update
+from waypoint.routing.match import RouteMatcher
+
+TYPES = (ADDRESS_TYPE, HTTP_AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE)
+"""Type URLs that a waypoint asks for."""
+_Place = tuple[NamespacedHostname, int, str]
+
+
+class Guard:
+    """The policies in force for one destination."""
+
+    __slots__ = ("policies", "unusable")
+
+    def __init__(self, policies: HttpPolicies, unusable: str) -> None:
+        self.policies = policies
+        self.unusable = unusable
+        """Why no verdict can be given (a policy could not be decoded); empty: none."""
+
+
+class Tables:
+    """The whole state of a waypoint; one writer (`apply`), any number of readers on the same loop."""
+
+    def __init__(self, *, namespace: str, gateway: str, network: str, root_namespace: str) -> None:
+        """Build empty tables of the Gateway `namespace/gateway`."""
+        self.store = Store(network=network, root_namespace=root_namespace)
+        self.namespace = namespace
+        self.gateway = f"{namespace}/{gateway}"
+        self._root = root_namespace
+        self._places: dict[str, _Place] = {}
+        self._matchers: dict[_Place, RouteMatcher] = {}
+        self._policies: dict[str, HttpAuthorization] = {}
+        self._broken: dict[str, str] = {}
+        self._guards: dict[NamespacedHostname | None, Guard] = {}
+
+    # --- writes
+
+    def apply(self, update: Update) -> tuple[Rejection, ...]:
+        """Take over one response of one type; return what was not taken, and why."""
+        if update.type_url == ADDRESS_TYPE:
+            state, rejections = decode_update(update)
+            self.store.apply(state)
+            return rejections
+        self._guards.clear()
+        take = self._take_policy if update.type_url == HTTP_AUTHORIZATION_TYPE else self._take_routes
+        rejected = []
+        for name in update.removed:
+            self._broken.pop(name, None)
+            self._policies.pop(name, None)
+            self._drop_routes(name)
+        for resource in update.upserted:
+            try:
+                take(resource.name, resource.value)
+            except (DecodeError, ValueError) as error:
+                rejected.append(Rejection(resource.name, str(error)))
+                if update.type_url == HTTP_AUTHORIZATION_TYPE and resource.name not in self._policies:
+                    self._broken[resource.name] = str(error)
+        return tuple(rejected)
+
+    def _take_policy(self, name: str, value: bytes) -> None:
+        self._policies[name] = decode_http_authorization(value)
+        self._broken.pop(name, None)
+
+    def _take_routes(self, name: str, value: bytes) -> None:
+        table = decode_route_table(value)
+        matcher = RouteMatcher(table)
+        self._drop_routes(name)
+        place = (table.service, table.port, table.client_namespace)
+        self._places[name] = place
+        self._matchers[place] = matcher
+
+    def _drop_routes(self, name: str) -> None:
+        place = self._places.pop(name, None)
+        if place is not None:
+            self._matchers.pop(place, None)
+
+    # --- reads
+
+    def routes(self, service: NamespacedHostname, port: int, client_namespace: str) -> RouteMatcher | None:
+        """Find the routes of a service port, those for clients of one namespace first; None: it has none."""
+        matchers = self._matchers
+        if not matchers:
+            return None
+        for scope in (client_namespace, "") if client_namespace else ("",):
+            found = matchers.get((service, port, scope)) or matchers.get((service, 0, scope))
+            if found is not None:
+                return found
+        return None
+
+    def guard(self, service: NamespacedHostname | None) -> Guard:
+        """Find the policies for a service, or (None) for what is addressed without one."""
+        known = self._guards.get(service)
+        if known is None:
+            near = (self.namespace, self._root)
+            broken = [
+                f"policy {name} cannot be read: {why}"
+                for name, why in self._broken.items()
+                if name.partition("/")[0] in near
+                or (service is not None and name.partition("/")[0] == service.namespace)
+            ]
+            policies = [p for p in self._policies.values() if self._applies(p, service)]
+            known = self._guards[service] = Guard(HttpPolicies(policies), "; ".join(broken))
+        return known
+
+    def _applies(self, policy: HttpAuthorization, service: NamespacedHostname | None) -> bool:
+        if policy.services:
+            return service in policy.services
+        return self.gateway in policy.waypoints or "*" in policy.waypoints
+
+    def serves(self, own: Workload, waypoint: GatewayAddress | None) -> bool:
+        """Whether a reference names the waypoint of which `own` is an instance."""
+        if waypoint is None:
+            return False
+        destination = waypoint.destination
+        if isinstance(destination, NamespacedHostname):
+            return destination in own.services
+        address: IPAddress = destination.address
+        if address in own.addresses:
+            return True
+        service = self.store.find_service(address, self.namespace)
+        return service is not None and service.key in own.services
+
+    def tables(self) -> list[RouteTable]:
+        """List the routes in force, for the admin port."""
+        return [matcher.table for matcher in self._matchers.values()]
+
+    def policies(self) -> list[HttpAuthorization]:
+        """List the policies in force, for the admin port."""
+        return list(self._policies.values())
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Policies that could not be decoded, and why."""
+        return dict(self._broken)
+
+    def service(self, key: NamespacedHostname) -> Service | None:
+        """Find a service by its key."""
+        return self.store.services.get(key)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished request or connection leaves behind: metrics, and a line of the access log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mesh.model.address import format_host_port
+from mesh.model.service import Service
+from mesh.model.workload import Workload
+from mesh.net.sockets import Peer
+from mesh.telemetry.logging import Bare, FieldValue, fields
+from mesh.telemetry.metrics import (
+    CONNECTIONS_CLOSED,
+    CONNECTIONS_OPENED,
+    HTTP_DURATION_MS,
+    HTTP_REQUEST_BYTES,
+    HTTP_REQUESTS,
+    HTTP_RESPONSE_BYTES,
+    HTTP_RETRIES,
+    POLICY_DENIED,
+    RECEIVED_BYTES,
+    SENT_BYTES,
+    HttpFlow,
+    Labels,
+    TcpFlow,
+)
+from mesh.telemetry.series import Recorder
+from waypoint.config import AccessLog
+from waypoint.http.message import Headers
+from waypoint.proxy.exchange import ExchangeRecord
+
+_log = logging.getLogger("access")
+MAX_CACHED_LABELS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Who asks: proven by the tunnel's certificate."""
+
+    identity: str
+    namespace: str
+    peer: Peer
+    workload: Workload | None
+    """None: not known here, and it did not describe itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """What a tunnel was asked for."""
+
+    service: Service | None
+    workload: Workload | None
+    """Of what was addressed without a service."""
+    peer: Peer
+
+
+class Telemetry:
+    """Counts and logs; loop thread only."""
+
+    def __init__(self, recorder: Recorder, access_log: AccessLog, monotonic: Callable[[], float]) -> None:
+        self.recorder = recorder
+        self._access_log = access_log
+        self.monotonic = monotonic
+        self._labels: dict[tuple[object, ...], Labels] = {}
+
+    def request(
+        self,
+        client: Client,
+        destination: Destination,
+        record: ExchangeRecord,
+        *,
+        reached: Workload | None,
+        started_s: float,
+        protocol: str,
+    ) -> None:
+        """Record one finished request."""
+        duration_ms = (self.monotonic() - started_s) * 1000
+        grpc_status = ""
+        if protocol == "grpc":
+            grpc_status = find(record.trailers, "grpc-status") or find(record.response_headers, "grpc-status")
+        key = (client, destination.service, reached, protocol, record.status, grpc_status, record.flag)
+        labels = self._labels.get(key)
+        if labels is None:
+            labels = self._make_labels(client, destination, record, reached, protocol, grpc_status)
+            if len(self._labels) >= MAX_CACHED_LABELS:
+                self._labels.clear()
+            self._labels[key] = labels
+        recorder = self.recorder
+        recorder.add(HTTP_REQUESTS, labels)
+        recorder.observe(HTTP_DURATION_MS, labels, duration_ms)
+        recorder.observe(HTTP_REQUEST_BYTES, labels, record.request_bytes)
+        recorder.observe(HTTP_RESPONSE_BYTES, labels, record.response_bytes)
+        service = destination.service
+        if record.tries > 1 and service is not None:
+            recorder.add(HTTP_RETRIES, (service.hostname, service.namespace), record.tries - 1)
+        if self._wanted(record):
+            self._log_request(client, destination, record, reached, duration_ms, protocol, grpc_status)
+
+    def denied(self, policy: str | None, reason: str) -> None:
+        """Count a request or connection that policy refused."""
+        namespace, _, name = (policy or "").partition("/")
+        self.recorder.add(POLICY_DENIED, (name or "unknown", namespace or "unknown", reason))
+
+    def connection(
+        self,
+        client: Client,
+        destination: Destination,
+        *,
+        reached: Workload | None,
+        flags: str,
+        sent: int,
+        received: int,
+        started_s: float,
+        detail: str,
+    ) -> None:
+        """Record one finished connection that is not HTTP: bytes to the server and from it."""
+        labels = TcpFlow(
+            reporter="waypoint",
+            source=client.workload,
+            source_principal=client.identity,
+            destination=reached,
+            destination_principal=reached.identity if reached is not None else "",
+            service=destination.service,
+            mutual_tls=True,
+        ).labels(flags)
+        recorder = self.recorder
+        recorder.add(CONNECTIONS_OPENED, labels)
+        recorder.add(CONNECTIONS_CLOSED, labels)
+        recorder.add(RECEIVED_BYTES, labels, sent)
+        recorder.add(SENT_BYTES, labels, received)
+        failed = flags != "-"
+        if self._access_log is AccessLog.OFF or (self._access_log is AccessLog.ERRORS and not failed):
+            return
+        values = {
+            **_who(client, destination, reached),
+            "flags": Bare(flags),
+            "bytes_recv": sent,
+            "bytes_sent": received,
+            "duration": Bare(f"{(self.monotonic() - started_s) * 1000:.0f}ms"),
+        }
+        if detail:
+            values["detail"] = detail
+        _log.log(
+            logging.WARNING if failed else logging.INFO,
+            "connection failed" if failed else "connection complete",
+            extra=fields(values),
+        )
+
+    def _make_labels(
+        self,
+        client: Client,
+        destination: Destination,
+        record: ExchangeRecord,
+        reached: Workload | None,
+        protocol: str,
+        grpc_status: str,
+    ) -> Labels:
+        flow = HttpFlow(
+            source=client.workload,
+            source_principal=client.identity,
+            destination=reached,
+            service=destination.service,
+        )
+        return flow.labels(
+            protocol=protocol, status=str(record.status), grpc_status=grpc_status, flags=record.flag
+        )
+
+    def _wanted(self, record: ExchangeRecord) -> bool:
+        if self._access_log is AccessLog.ALL:
+            return True
+        return self._access_log is AccessLog.ERRORS and (record.flag != "-" or record.status >= 500)
+
+    def _log_request(
+        self,
+        client: Client,
+        destination: Destination,
+        record: ExchangeRecord,
+        reached: Workload | None,
+        duration_ms: float,
+        protocol: str,
+        grpc_status: str,
+    ) -> None:
+        request = record.request
+        values: dict[str, FieldValue] = {
+            **_who(client, destination, reached),
+            "method": request.method,
+            "path": request.target,
+            "host": request.authority,
+            "protocol": Bare(protocol),
+            "status": record.status,
+            "flags": Bare(record.flag),
+            "route": Bare(record.plan.source or "default"),
+            "upstream": Bare(record.endpoint),
+            "tries": record.tries,
+            "bytes_recv": record.request_bytes,
+            "bytes_sent": record.response_bytes,
+            "duration": Bare(f"{duration_ms:.1f}ms"),
+            "request_id": find(request.headers, "x-request-id"),
+        }
+        if grpc_status:
+            values["grpc_status"] = Bare(grpc_status)
+        if record.detail:
+            values["detail"] = record.detail
+        failed = record.status >= 500 or record.status == 0
+        _log.log(logging.WARNING if failed else logging.INFO, "request complete", extra=fields(values))
+
+
+def _who(client: Client, destination: Destination, reached: Workload | None) -> dict[str, FieldValue]:
+    source, service = client.workload, destination.service
+    return {
+        "src.addr": Bare(client.peer),
+        "src.workload": source.name if source is not None else "",
+        "src.namespace": client.namespace,
+        "src.identity": client.identity,
+        "dst.addr": Bare(format_host_port(destination.peer.address, destination.peer.port)),
+        "dst.service": service.hostname if service is not None else "",
+        "dst.workload": reached.name if reached is not None else "",
+        "dst.namespace": reached.namespace if reached is not None else "",
+    }
+
+
+def find(headers: Headers, name: str) -> str:
+    """Return the first value of a header, empty when it is missing."""
+    return next((value for key, value in headers if key == name), "")
