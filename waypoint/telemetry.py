@@ -36,9 +36,9 @@ _log = logging.getLogger("access")
 MAX_CACHED_LABELS = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Client:
-    """Who asks: proven by the tunnel's certificate."""
+    """Who asks: proven by the tunnel's certificate. Compared by identity: one a connection."""
 
     identity: str
     namespace: str
@@ -47,9 +47,9 @@ class Client:
     """None: not known here, and it did not describe itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Destination:
-    """What a tunnel was asked for."""
+    """What a tunnel was asked for. Compared by identity: one a tunnel."""
 
     service: Service | None
     workload: Workload | None
@@ -81,7 +81,8 @@ class Telemetry:
         grpc_status = ""
         if protocol == "grpc":
             grpc_status = find(record.trailers, "grpc-status") or find(record.response_headers, "grpc-status")
-        key = (client, destination.service, reached, protocol, record.status, grpc_status, record.flag)
+        uid = reached.uid if reached is not None else ""
+        key = (client, destination, uid, protocol, record.status, grpc_status, record.flag)
         labels = self._labels.get(key)
         if labels is None:
             labels = self._make_labels(client, destination, record, reached, protocol, grpc_status)
