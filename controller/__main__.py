@@ -12,8 +12,12 @@ from pathlib import Path
 from controller.app import App, Settings, StartError
 from controller.ca.authorise import ZTUNNEL
 from controller.ca.store import StoreError
+from controller.kubernetes.platform import open_cluster
+from controller.platform import Platform, open_directories
 from controller.translate.types import Options
+from mesh.config.kube_client import ConfigError
 from mesh.model.address import parse_ip
+from mesh.runtime.clock import Clock, SystemClock
 from mesh.telemetry.logging import LogFormat, configure
 
 EX_ERROR = 1
@@ -41,14 +45,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m controller", description="Ambit's controller over directories of YAML.")
+    parser = _Parser(
+        prog="python -m controller",
+        description="Ambit's controller, over a Kubernetes API or over directories of YAML.",
+    )
     add = parser.add_argument
-    add("--objects", type=Path, action="append", required=True, help="directory of objects; later ones win")
-    add("--generated", type=Path, required=True, help="directory for what the controller writes")
-    add("--ca-dir", type=Path, required=True, help="directory of the certificate authority")
+    add("--kubernetes", action="store_true", help="objects, tokens and authority are those of a cluster")
+    add("--kubeconfig", type=Path, metavar="FILE", help="of the cluster; default: the pod's service account")
+    add("--objects", type=Path, action="append", help="directory of objects; later ones win")
+    add("--generated", type=Path, help="directory for what the controller writes")
+    add("--ca-dir", type=Path, help="directory of the certificate authority")
     add("--xds-listen", type=_address, action="append", required=True, metavar="IP:PORT")
     add("--admin-listen", type=_address, default=("127.0.0.1", 15014), metavar="IP:PORT")
-    add("--token-key", type=Path, required=True, help="public key (PEM) of the issuer of tokens")
+    add("--token-key", type=Path, help="public key (PEM) of the issuer of tokens")
     add("--trust-domain", default=os.environ.get("TRUST_DOMAIN", "cluster.local"))
     add("--cluster-id", default=os.environ.get("CLUSTER_ID", "Kubernetes"))
     add("--network", default=os.environ.get("NETWORK", ""))
@@ -59,20 +68,49 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_OF_DIRECTORIES = ("objects", "generated", "ca_dir", "token_key")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the flags; those of directories and of a cluster exclude each other."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    args.kubernetes = args.kubernetes or args.kubeconfig is not None
+    flags = {name: f"--{name.replace('_', '-')}" for name in _OF_DIRECTORIES}
+    given = [flag for name, flag in flags.items() if getattr(args, name)]
+    if args.kubernetes and given:
+        parser.error(f"{', '.join(given)} is of directories and cannot go with --kubernetes")
+    if not args.kubernetes and len(given) < len(flags):
+        lacking = [flag for flag in flags.values() if flag not in given]
+        parser.error(f"{', '.join(lacking)} is missing (or --kubernetes, for a cluster)")
+    return args
+
+
+async def _open(args: argparse.Namespace, trust_domain: str, clock: Clock) -> Platform:
+    if args.kubernetes:
+        return await open_cluster(
+            args.kubeconfig, namespace=args.root_namespace, trust_domain=trust_domain, clock=clock
+        )
+    return open_directories(
+        tuple(args.objects),
+        args.generated,
+        args.ca_dir,
+        args.token_key,
+        trust_domain=trust_domain,
+        clock=clock,
+    )
+
+
 def main() -> int:
     """Run one controller until it is told to end."""
-    args = _parser().parse_args()
+    args = _parse(sys.argv[1:])
     configure(
         level=os.environ.get("LOG_LEVEL", "info"),
         log_format=LogFormat.JSON if os.environ.get("LOG_FORMAT") == "json" else LogFormat.TEXT,
     )
     settings = Settings(
-        objects=tuple(args.objects),
-        generated=args.generated,
-        ca_dir=args.ca_dir,
         xds_listen=tuple(args.xds_listen),
         admin_listen=args.admin_listen,
-        token_key=args.token_key,
         options=Options(
             trust_domain=args.trust_domain,
             cluster_id=args.cluster_id,
@@ -85,11 +123,16 @@ def main() -> int:
     )
 
     async def run() -> None:
-        await App(settings).run()
+        clock = SystemClock()
+        platform = await _open(args, settings.options.trust_domain, clock)
+        try:
+            await App(settings, platform, clock).run()
+        finally:
+            await platform.close()
 
     try:
         asyncio.run(run())
-    except StoreError as error:
+    except (StoreError, ConfigError) as error:
         print(f"controller: {error}", file=sys.stderr)
         return EX_DATA
     except (StartError, OSError) as error:

@@ -15,24 +15,21 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 
-from controller.authenticate import TokenAuthenticator
 from controller.ca.authorise import Tenants, is_ztunnel
 from controller.ca.issue import Authority, server_pair
 from controller.ca.service import CertificateService
-from controller.ca.store import open_authority
-from controller.generated import Generated
 from controller.metrics import Metrics
+from controller.platform import Platform
 from controller.translate.mesh import Mesh, translate
 from controller.translate.types import Options, Problem
 from controller.xds.server import AdsServer
 from controller.xds.snapshot import Resources
 from mesh.config.objects import Rejection
-from mesh.config.source import DirectorySource, Snapshot
+from mesh.config.source import Snapshot
 from mesh.identity.token import TokenClaims
 from mesh.runtime.clock import Clock, SystemClock
 from mesh.runtime.http import HttpServer, Request, Response, Route, json_response, text
@@ -70,12 +67,8 @@ _SERVER_OPTIONS = (
 class Settings:
     """What one controller runs with."""
 
-    objects: tuple[Path, ...]
-    generated: Path
-    ca_dir: Path
     xds_listen: tuple[tuple[str, int], ...]
     admin_listen: tuple[str, int]
-    token_key: Path
     options: Options
     ztunnels: frozenset[str]
     max_ttl_s: float = 86_400.0
@@ -88,8 +81,9 @@ class StartError(Exception):
 class App:
     """Composition root: owns every task, port and file of the process."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, platform: Platform, clock: Clock | None = None) -> None:
         self._settings = settings
+        self._platform = platform
         self._clock = clock or SystemClock()
         self._metrics = Metrics()
         self._synced = asyncio.Event()
@@ -106,13 +100,11 @@ class App:
         )
         self._snapshot = Snapshot(objects={})
         self._mesh: Mesh | None = None
-        self._generated = Generated(settings.generated)
         self._tenants = Tenants(frozenset(), frozenset())
-        self._authority = open_authority(settings.ca_dir, settings.options.trust_domain, self._clock.wall())
-        tokens = TokenAuthenticator(settings.token_key, self._clock)
+        self._authority = platform.authority
         self._ads = AdsServer(
             resources=self._resources,
-            authenticate=tokens.check,
+            authenticate=platform.tokens.check,
             allow=self._may_read,
             metrics=self._metrics,
             clock=self._clock,
@@ -120,7 +112,7 @@ class App:
         )
         self._ca = CertificateService(
             authority=self._authority,
-            authenticate=tokens.check,
+            authenticate=platform.tokens.check,
             tenants=lambda: self._tenants,
             trust_domain=settings.options.trust_domain,
             ztunnels=settings.ztunnels,
@@ -154,6 +146,8 @@ class App:
         self._metrics.root_expiry.set(self._authority.certificate.not_valid_after_utc.timestamp())
         watch = create_task(self._watch(), name="watch", owner=self._tasks)
         watch.add_done_callback(lambda _: stop.set())
+        for name, loop_of in self._platform.loops.items():
+            create_task(loop_of(), name=name, owner=self._tasks).add_done_callback(lambda _: stop.set())
         try:
             await stop.wait()
             if watch.done() and not watch.cancelled() and (failure := watch.exception()) is not None:
@@ -198,8 +192,7 @@ class App:
     # --- configuration
 
     async def _watch(self) -> None:
-        source = DirectorySource(self._settings.objects)
-        async for snapshot in source.watch():
+        async for snapshot in self._platform.source.watch():
             began = time.monotonic()
             self._apply(snapshot)
             self._metrics.convergence.observe(time.monotonic() - began)
@@ -209,7 +202,9 @@ class App:
         """Take a snapshot over: translate, publish, report. A bug in translation keeps the last state."""
         try:
             with self._metrics.translation.time():
-                mesh = translate(self._generated.with_statuses(snapshot.objects), self._settings.options)
+                mesh = translate(
+                    self._platform.output.with_statuses(snapshot.objects), self._settings.options
+                )
         except Exception:  # noqa: BLE001 - one bad object must not end the control plane
             _log.exception("the objects cannot be translated; the last state stays in force")
             return
@@ -233,7 +228,8 @@ class App:
             _log.warning("%s", report)
         for change in changes:
             _log.info("%d of %s changed", len(change.names), change.type_url.rpartition(".")[2])
-        self._generated.write([*self._roots(snapshot), *mesh.derived], mesh.statuses, self._clock.wall())
+        wanted = [*self._roots(snapshot), *mesh.derived]
+        self._platform.output.write(wanted, mesh.statuses, self._clock.wall())
 
     def _reports(self) -> set[str]:
         problems = self._mesh.problems if self._mesh is not None else ()
@@ -273,12 +269,14 @@ class App:
     def _routes(self) -> Mapping[str, Route]:
         return {
             "/ready": Route(self._ready, help="200 when the first snapshot is served"),
+            "/healthz/ready": Route(self._ready, help="the same, where all our processes have it"),
             "/metrics": Route(self._scrape, help="Prometheus"),
             "/debug/registry": Route(
                 self._registry, help="what is served: workloads, services, policies, routes"
             ),
             "/debug/problems": Route(self._problems, help="documents refused, fields not honoured"),
             "/debug/proxies": Route(self._proxies, help="connected proxies and what they refused"),
+            "/debug/source": Route(self._source, help="where objects come from, how each kind is followed"),
             "/debug/config": Route(self._config, help="settings"),
         }
 
@@ -314,6 +312,9 @@ class App:
 
     async def _proxies(self, _request: Request) -> Response:
         return json_response([proxy.describe() for proxy in self._ads.proxies])
+
+    async def _source(self, _request: Request) -> Response:
+        return json_response(self._platform.describe())
 
     async def _config(self, _request: Request) -> Response:
         return json_response(_plain(self._settings))

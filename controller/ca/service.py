@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from mesh.identity.token import TokenClaims, TokenError
@@ -15,6 +15,7 @@ from mesh.runtime.clock import Clock
 # After mesh.identity, which silences gRPC's own log.
 import grpc  # isort: skip
 
+from controller.authenticate import UncheckedError
 from controller.ca.authorise import NotAllowedError, Tenants, authorise
 from controller.ca.issue import Authority, CsrError, sign_workload
 from controller.metrics import Metrics
@@ -31,7 +32,7 @@ class CertificateService:
         self,
         *,
         authority: Authority,
-        authenticate: Callable[[Any], TokenClaims],
+        authenticate: Callable[[Any], Awaitable[TokenClaims]],
         tenants: Callable[[], Tenants],
         trust_domain: str,
         ztunnels: frozenset[str],
@@ -65,11 +66,13 @@ class CertificateService:
         context: grpc.aio.ServicerContext[ca_pb2.IstioCertificateRequest, ca_pb2.IstioCertificateResponse],
     ) -> ca_pb2.IstioCertificateResponse:
         try:
-            claims = self._authenticate(context.invocation_metadata())
+            claims = await self._authenticate(context.invocation_metadata())
         except TokenError as error:
             await self._refuse(
                 context, grpc.StatusCode.UNAUTHENTICATED, "token", f"{context.peer()}: {error}"
             )
+        except UncheckedError as error:
+            await self._refuse(context, grpc.StatusCode.UNAVAILABLE, "unchecked", str(error))
         # Which pods run where is not known before the first snapshot.
         await self._synced.wait()
         asked = request.metadata.fields.get("ImpersonatedIdentity")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ import grpc  # isort: skip
 from envoy.service.discovery.v3 import discovery_pb2  # isort: skip
 from google.protobuf.any_pb2 import Any as AnyMessage  # isort: skip
 
+from controller.authenticate import UncheckedError
 from controller.metrics import Metrics
 from controller.xds.snapshot import Resources
 from controller.xds.stream import ProxyStream, Push
@@ -61,7 +62,7 @@ class AdsServer:
         self,
         *,
         resources: Resources,
-        authenticate: Callable[[Any], TokenClaims],
+        authenticate: Callable[[Any], Awaitable[TokenClaims]],
         allow: Callable[[TokenClaims], str],
         metrics: Metrics,
         clock: Clock,
@@ -123,10 +124,12 @@ class AdsServer:
 
     async def _admit(self, context: Context) -> TokenClaims:
         try:
-            claims = self._authenticate(context.invocation_metadata())
+            claims = await self._authenticate(context.invocation_metadata())
         except TokenError as error:
             _log.warning("stream of %s refused: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except UncheckedError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         # Which pods are waypoints is known from the first snapshot on.
         await self._synced.wait()
         refusal = self._allow(claims)

@@ -61,13 +61,17 @@ class Controller:
         )
         self._ads = AdsServer(
             resources=self._resources,
-            authenticate=lambda _: node,
+            authenticate=self._authenticate,
             allow=lambda _: "",
             metrics=Metrics(),
             clock=SystemClock(),
             synced=synced,
         )
         self._server: Any = None
+        self._node = node
+
+    async def _authenticate(self, _: Any) -> TokenClaims:
+        return self._node
 
     def put(self, type_url: str, values: Mapping[str, bytes]) -> None:
         self._values[type_url].update(values)
