@@ -18,8 +18,18 @@ EXIT_INTERRUPTED = 130
 Group = tuple[tuple[str, str, str], ...]
 
 VERBS: dict[str, Group] = {
-    "Is all well?": (("check", "cli.check", "see whether all is well, and what to do where it is not"),),
-    "Set it up": (("lab", "cli.lab", "a mesh on this machine, from Kubernetes YAML"),),
+    "Is all well?": (
+        ("check", "cli.check", "see whether all is well, and what to do where it is not"),
+        ("status", "cli.status", "nodes, control plane and pods at a glance"),
+    ),
+    "Who talks to whom": (
+        ("stat", "cli.stat", "golden metrics: success, rate, latency"),
+        ("edges", "cli.edges", "who talks to whom, with which identity, over mutual TLS or not"),
+    ),
+    "Set it up": (
+        ("lab", "cli.lab", "a mesh on this machine, from Kubernetes YAML"),
+        ("waypoint", "cli.waypoint", "L7 proxies: make, list and delete them"),
+    ),
     "About": (
         ("explain", "cli.about_verbs", "what a message code means and what to do"),
         ("version", "cli.about_verbs", "print the version"),
@@ -65,7 +75,7 @@ def build_parser(only: str | None = None) -> Parser:
     )
     for group in VERBS.values():
         for verb, module, text in group:
-            added = verbs.add_parser(verb, description=f"{text[0].upper()}{text[1:]}.")
+            added = verbs.add_parser(verb, prog=f"ambit {verb}", description=f"{text[0].upper()}{text[1:]}.")
             if only in (None, verb):
                 added.set_defaults(verb=verb)
                 importlib.import_module(module).add(added)

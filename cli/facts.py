@@ -92,7 +92,11 @@ class Pod:
     def owner(self) -> str:
         """The Deployment (or other controller) that made it; its own name if none did."""
         for reference in self.raw.metadata.get("ownerReferences") or ():
-            return str(reference.get("name", self.name))
+            name = str(reference.get("name", self.name))
+            generation = self.raw.labels.get("pod-template-hash")
+            if reference.get("kind") == "ReplicaSet" and generation:
+                return name.removesuffix(f"-{generation}")
+            return name
         return self.name
 
 

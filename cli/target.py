@@ -25,8 +25,9 @@ class Part:
     """An HTTP surface of the mesh; `node` is empty for the controller's."""
 
     name: str
-    """controller, agent, ztunnel, ztunnel-metrics or ztunnel-ready."""
+    """controller, agent, ztunnel, ztunnel-metrics, ztunnel-ready, waypoint or waypoint-metrics."""
     node: str = ""
+    """Of a waypoint its pod, as NAMESPACE/NAME."""
 
     def __str__(self) -> str:
         return f"{self.name} of {self.node}" if self.node else self.name
@@ -100,6 +101,10 @@ class Target(Protocol):
         """
         ...
 
+    def metric_parts(self) -> list[Part]:
+        """Return the parts whose `/metrics` count traffic: every ztunnel and waypoint."""
+        ...
+
     def log(self, part: Part, *, lines: int) -> list[str]:
         """Return the last lines of a part's log."""
         ...
@@ -126,6 +131,14 @@ class Target(Protocol):
 
     def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:
         """Set (KEY=VALUE) and remove (KEY-) labels."""
+        ...
+
+    def apply(self, data: Mapping[str, Any]) -> str:
+        """Write an object; return `created`, `configured` or `unchanged`."""
+        ...
+
+    def delete(self, kind: str, namespace: str, name: str) -> bool:
+        """Remove an object that a person applied; False: there was none."""
         ...
 
 

@@ -21,6 +21,8 @@ from cli.target import LABS, Answer, Part, Program, UnreachableError
 from lab import store
 from lab.errors import LabError
 from lab.layout import Layout
+from lab.manifests import object_path
+from mesh.config.objects import make_object
 from mesh.config.source import Snapshot
 
 TIMEOUT_S = 5.0
@@ -39,6 +41,8 @@ PORTS = {
     "ztunnel-metrics": 15020,
     "ztunnel-ready": 15021,
 }
+WAYPOINT_PORTS = {"waypoint": 15000, "waypoint-metrics": 15020, "waypoint-ready": 15021}
+GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
 BPF_PYTHON = "/usr/bin/python3"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -125,9 +129,22 @@ class LabTarget:
         except (OSError, http.client.HTTPException) as error:
             raise UnreachableError(part, getattr(error, "strerror", "") or str(error)) from error
 
+    def metric_parts(self) -> list[Part]:
+        """Return the ztunnels and the waypoints that run."""
+        waypoints = [
+            Part("waypoint-metrics", f"{pod.namespace}/{pod.name}")
+            for pod in self.objects().of("Pod")
+            if pod.labels.get(GATEWAY_LABEL) and pod.status.get("phase") == "Running"
+        ]
+        return [*(Part("ztunnel-metrics", node) for node in self._layout.node_names), *waypoints]
+
     def _socket(self, part: Part) -> tuple[socket.socket, tuple[str, int]]:
         if part.name == "controller":
             return socket.socket(), self._layout.admin_address
+        if part.name in WAYPOINT_PORTS:
+            namespace, _, pod = part.node.partition("/")
+            with inside(self._layout.pod_netns(namespace, pod)):
+                return socket.socket(), ("127.0.0.1", WAYPOINT_PORTS[part.name])
         with inside(self._layout.node(part.node).netns):
             return socket.socket(), ("127.0.0.1", PORTS[part.name])
 
@@ -233,3 +250,19 @@ class LabTarget:
             raise CliError(Code.NOT_FOUND, error.what, remedy=error.remedy) from error
         with self._lock:
             self._snapshot = None
+
+    def apply(self, data: Mapping[str, Any]) -> str:
+        """Write an object of the lab."""
+        ((_, result),) = store.apply_objects(self._layout, [make_object(data)])
+        with self._lock:
+            self._snapshot = None
+        return result
+
+    def delete(self, kind: str, namespace: str, name: str) -> bool:
+        """Remove an object of the lab."""
+        path = object_path(self._layout.objects, kind, namespace, name)
+        found = path.exists()
+        path.unlink(missing_ok=True)
+        with self._lock:
+            self._snapshot = None
+        return found

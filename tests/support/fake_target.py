@@ -26,6 +26,8 @@ class FakeTarget:
     logs: dict[str, list[str]] = field(default_factory=dict)
     open_ports: dict[str, frozenset[int]] = field(default_factory=dict)
     labelled: list[tuple[str, str, str, Sequence[str]]] = field(default_factory=list)
+    applied: list[Mapping[str, Any]] = field(default_factory=list)
+    deleted: list[tuple[str, str, str]] = field(default_factory=list)
 
     title = "lab fake"
 
@@ -51,6 +53,9 @@ class FakeTarget:
             raise UnreachableError(part, "Connection refused") from None
         return answer if isinstance(answer, Answer) else Answer(status=200, body=json.dumps(answer).encode())
 
+    def metric_parts(self) -> list[Part]:
+        return [Part("ztunnel-metrics", node) for node in self.node_names]
+
     def log(self, part: Part, *, lines: int) -> list[str]:
         return self.logs.get(f"{part.name}/{part.node}", [])[-lines:]
 
@@ -71,3 +76,11 @@ class FakeTarget:
 
     def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:
         self.labelled.append((kind, namespace, name, tuple(words)))
+
+    def apply(self, data: Mapping[str, Any]) -> str:
+        self.applied.append(data)
+        return "created"
+
+    def delete(self, kind: str, namespace: str, name: str) -> bool:
+        self.deleted.append((kind, namespace, name))
+        return True
