@@ -115,11 +115,12 @@ def gateway_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _waypoints(target: Target, namespace: str | None) -> list[RawObject]:
-    return [
+    found = [
         item
         for item in target.objects().of("Gateway")
         if item.spec.get("gatewayClassName") == CLASS and namespace in (None, item.namespace)
     ]
+    return sorted(found, key=lambda item: (item.namespace, item.name))
 
 
 def _programmed(gateway: RawObject) -> Mapping[str, Any]:
