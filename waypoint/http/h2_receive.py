@@ -104,14 +104,15 @@ class Receiver(ControlFrames):
         return size
 
     def _check_size(self, kind: int, size: int) -> None:
-        if kind in (frames.HEADERS, frames.CONTINUATION):
-            if size > self.limits.max_header_block_bytes:
-                raise self._calm(f"header frame of {size} bytes (limit {self.limits.max_header_block_bytes})")
-        elif size > self.limits.max_control_frame_bytes:
+        limits = self.limits
+        header = kind in (frames.HEADERS, frames.CONTINUATION)
+        limit = limits.max_frame_bytes if header else limits.max_control_frame_bytes
+        if size > limit:
             raise ConnectionFailedError(
-                ErrorCode.FRAME_SIZE_ERROR,
-                f"frame type {kind} of {size} bytes (limit {self.limits.max_control_frame_bytes})",
+                ErrorCode.FRAME_SIZE_ERROR, f"frame type {kind} of {size} bytes (limit {limit})"
             )
+        if header and size > limits.max_header_block_bytes:
+            raise self._calm(f"header frame of {size} bytes (limit {limits.max_header_block_bytes})")
 
     # --- DATA
 

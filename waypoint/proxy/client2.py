@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from mesh.hbone.frames import ConnectionFailedError, ErrorCode
 from mesh.hbone.stream import Role
@@ -14,6 +15,11 @@ from waypoint.http.h2_stream import Stream
 from waypoint.http.message import Framing, Headers, RequestHead, ResponseHead
 from waypoint.proxy.connection2 import Http2Connection, StreamSide
 from waypoint.proxy.streams import CallLater, Failure, UpstreamEvents
+
+_KEPT_BYTES = 65_536
+"""Body of a try that is kept until its response begins."""
+_MOVES = 8
+"""Connections that may be closed under one try before it counts as failed."""
 
 
 class Http2Client(Http2Connection):
@@ -85,23 +91,52 @@ class Http2Client(Http2Connection):
         """Whoever needs to know learned of it when the connection was lost."""
 
 
+class Home(Protocol):
+    """Where a try came from."""
+
+    def over(self) -> None:
+        """A try needs no connection any more; once for each."""
+        ...
+
+    def again(self, attempt: Http2Try) -> None:
+        """Bind a try to another connection: its own closed without acting on it."""
+        ...
+
+
 class Http2Try(StreamSide):
     """One try: the `Upstream` of an exchange; holds what it is given until a connection takes it.
 
-    `on_over` is called once, when no connection is needed for it any more.
+    What was sent is kept a while, so that a try that meets a connection which is just being
+    closed (GOAWAY) moves to another one without anybody's notice.
     """
 
-    __slots__ = ("_client", "_events", "_held", "_on_over", "_stream", "endpoint", "over", "reused")
+    __slots__ = (
+        "_client",
+        "_events",
+        "_head",
+        "_home",
+        "_kept",
+        "_kept_bytes",
+        "_moves",
+        "_stream",
+        "_trailers",
+        "endpoint",
+        "over",
+        "reused",
+    )
 
-    def __init__(
-        self, events: UpstreamEvents, *, endpoint: str = "", on_over: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, events: UpstreamEvents, *, endpoint: str = "", home: Home | None = None) -> None:
         super().__init__()
         self._events = events
-        self._on_over = on_over
+        self._home = home
         self._client: Http2Client | None = None
         self._stream: Stream | None = None
-        self._held: list[Callable[[], None]] = []
+        self._head: RequestHead | None = None
+        self._kept: list[bytes] | None = []
+        """The body so far; None: what was sent of it is too long to be sent again."""
+        self._kept_bytes = 0
+        self._trailers: Headers | None = None
+        self._moves = 0
         self.endpoint = endpoint
         self.reused = False
         self.over = False
@@ -111,14 +146,17 @@ class Http2Try(StreamSide):
         self._client = client
         self.reused = client.requests > 0
         client.begin(self)
-        if not self._held:
+        if self._head is None:
             return
-        held, self._held = self._held, []
-        for call in held:
-            if not self.over:
-                call()
-        if not self._blocked and not self.over:
-            self._events.on_request_blocked(False)
+        stream = self._stream = client.open(self, self._head)
+        for data in self._kept or ():
+            client.codec.send_data(stream, data)
+        if self._trailers is not None:
+            self._send_end(client, stream, self._trailers)
+        client.wake()
+        if self._blocked:
+            client.held.add(self)
+            self._unblock(client, stream)
 
     def fail(self, failure: Failure, detail: str) -> None:
         """Report a failure, unless the try is over."""
@@ -128,47 +166,50 @@ class Http2Try(StreamSide):
 
     def _end(self) -> None:
         self.over = True
-        self._held.clear()
-        if self._client is not None:
+        self._kept = None
+        if self._blocked and self._client is not None:
             self._client.held.discard(self)
-        if self._on_over is not None:
-            self._on_over()
+        if self._home is not None:
+            self._home.over()
 
     # --- Upstream
 
     def send_head(self, head: RequestHead) -> None:
         """Send or hold the head."""
         client = self._client
-        if self.over:
-            return
-        if client is None:
-            self._held.append(lambda: self.send_head(head))
-            return
-        self._stream = client.open(self, head)
-        client.wake()
+        self._head = head
+        if client is not None and not self.over:
+            self._stream = client.open(self, head)
+            client.wake()
 
     def send_data(self, data: bytes) -> None:
         """Send or hold a piece of the body."""
         client, stream = self._client, self._stream
         if self.over:
             return
+        if self._kept is not None:
+            self._kept.append(data)
+            self._kept_bytes += len(data)
         if client is None or stream is None:
-            self._held.append(lambda: self.send_data(data))
-            self._events.on_request_blocked(True)
+            if not self._blocked:
+                self._blocked = True
+                self._events.on_request_blocked(True)
             return
+        if self._kept_bytes > _KEPT_BYTES:
+            self._kept = None
         self._send(client, stream, data)
         client.wake()
 
     def send_end(self, trailers: Headers) -> None:
         """Send or hold the end."""
         client, stream = self._client, self._stream
-        if self.over:
-            return
-        if client is None or stream is None:
-            self._held.append(lambda: self.send_end(trailers))
-            return
+        self._trailers = trailers
+        if client is not None and stream is not None and not self.over:
+            self._send_end(client, stream, trailers)
+            client.wake()
+
+    def _send_end(self, client: Http2Client, stream: Stream, trailers: Headers) -> None:
         client.codec.send_end(stream, encode_fields(trailers) if trailers else b"")
-        client.wake()
 
     def cancel(self) -> None:
         """Give the try up: the server learns of it, other tries do not."""
@@ -198,6 +239,7 @@ class Http2Try(StreamSide):
 
     def on_response(self, head: ResponseHead) -> None:
         """Pass a head on."""
+        self._kept = None
         self._events.on_response(head)
 
     def on_data(self, data: bytes) -> None:
@@ -219,12 +261,28 @@ class Http2Try(StreamSide):
         if not by_peer:
             self.fail(Failure.PROTOCOL, detail)
         elif code is ErrorCode.REFUSED_STREAM:
-            # Surely not acted on, as if it had not been sent: safe to try again (RFC 9113 §8.7).
-            self.fail(Failure.CONNECT, detail)
+            self._refused(detail)
         elif code is ErrorCode.HTTP_1_1_REQUIRED:
             self.fail(Failure.PROTOCOL, "the server demands HTTP/1.1")
         else:
             self.fail(Failure.RESET, detail)
+
+    def _refused(self, detail: str) -> None:
+        """The server surely did not act on it, as if it had not been sent (RFC 9113 §8.7)."""
+        client = self._client
+        if (
+            client is not None
+            and client.codec.closing
+            and self._home is not None
+            and self._kept is not None
+            and self._moves < _MOVES
+        ):
+            self._moves += 1
+            client.held.discard(self)
+            self._client = self._stream = None
+            self._home.again(self)
+        else:
+            self.fail(Failure.CONNECT, detail)
 
     def on_drained(self) -> None:
         """Let the request's body go on."""

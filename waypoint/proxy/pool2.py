@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import replace
 
 from mesh.net.sockets import DialError
@@ -54,8 +54,8 @@ class Http2Pool:
             return attempt
         group = self._groups.get(endpoint.key)
         if group is None:
-            group = self._groups[endpoint.key] = _Group(endpoint)
-        attempt = Http2Try(events, endpoint=endpoint.label, on_over=lambda: self._over(group))
+            group = self._groups[endpoint.key] = _Group(self, endpoint)
+        attempt = Http2Try(events, endpoint=endpoint.label, home=group)
         group.load += 1
         client = group.find()
         if client is not None:
@@ -64,7 +64,7 @@ class Http2Pool:
             detail = f"{self.pending} requests wait for a connection, the limit"
             self._call_later(0, lambda: attempt.fail(Failure.OVERFLOW, detail))
         else:
-            self._enqueue(group, attempt)
+            group.enqueue(attempt)
         return attempt
 
     def close_idle(self) -> None:
@@ -73,19 +73,14 @@ class Http2Pool:
             for client in [client for client in group.clients if client.idle]:
                 client.close()
 
-    def _enqueue(self, group: _Group, attempt: Http2Try) -> None:
-        group.waiting.append(attempt)
-        self.pending += 1
-        self._dial_if_needed(group)
-
-    def _dial_if_needed(self, group: _Group) -> None:
+    def _dial_for(self, group: _Group) -> None:
+        """Dial for tries that wait, unless one is on its way or the limit is reached."""
         if not group.waiting or group.dialling:
             return
         if self.connections >= self._limits.connections:
             if not group.clients:
-                self._fail_waiting(
-                    group, Failure.OVERFLOW, f"{self.connections} connections are open, the limit"
-                )
+                detail = f"{self.connections} connections are open, the limit"
+                self._fail_waiting(group, Failure.OVERFLOW, detail)
             return
         group.dialling = True
         self.connections += 1
@@ -93,7 +88,7 @@ class Http2Pool:
         create_task(self._connect(group), name=f"dial {label} for HTTP/2", owner=self._owner)
 
     async def _connect(self, group: _Group) -> None:
-        label, connected = group.endpoint.label, False
+        connected = False
         try:
             async with asyncio.timeout(self._limits.connect_s):
                 end = await self._dial(group.endpoint)
@@ -103,7 +98,7 @@ class Http2Pool:
             self._fail_waiting(group, Failure.CONNECT, detail)
             return
         except DialError as error:
-            self._fail_waiting(group, Failure.CONNECT, str(error).removeprefix(f"{label}: "))
+            self._fail_waiting(group, Failure.CONNECT, error.detail)
             return
         finally:
             group.dialling = False
@@ -127,23 +122,23 @@ class Http2Pool:
             self.pending -= 1
             if not attempt.over:
                 attempt.bind(client)
-        self._dial_if_needed(group)
+        self._dial_for(group)
 
     def _fail_waiting(self, group: _Group, failure: Failure, detail: str) -> None:
         waiting, group.waiting = group.waiting, deque()
         self.pending -= len(waiting)
-        for attempt in waiting:
-            self._call_later(0, _failing(attempt, failure, detail))
+
+        def fail() -> None:
+            for attempt in waiting:
+                attempt.fail(failure, detail)
+
+        self._call_later(0, fail)
 
     def _on_closed(self, group: _Group, client: Http2Client) -> None:
         if client in group.clients:
             group.clients.remove(client)
             self.connections -= 1
-        self._dial_if_needed(group)
-        self._forget(group)
-
-    def _over(self, group: _Group) -> None:
-        group.load -= 1
+        self._dial_for(group)
         self._forget(group)
 
     def _forget(self, group: _Group) -> None:
@@ -152,11 +147,12 @@ class Http2Pool:
 
 
 class _Group:
-    """The connections to one endpoint and the tries that wait for one."""
+    """The connections to one endpoint and the tries that wait for one: the `Home` of its tries."""
 
-    __slots__ = ("clients", "dialling", "endpoint", "load", "waiting")
+    __slots__ = ("_pool", "clients", "dialling", "endpoint", "load", "waiting")
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, pool: Http2Pool, endpoint: Endpoint) -> None:
+        self._pool = pool
         self.endpoint = endpoint
         self.clients: list[Http2Client] = []
         self.waiting: deque[Http2Try] = deque()
@@ -164,11 +160,28 @@ class _Group:
         self.load = 0
 
     def find(self) -> Http2Client | None:
+        """Return a connection that takes another try."""
         for client in self.clients:
             if client.room:
                 return client
         return None
 
+    def enqueue(self, attempt: Http2Try) -> None:
+        """Let a try wait for a connection."""
+        self.waiting.append(attempt)
+        self._pool.pending += 1
+        self._pool._dial_for(self)
 
-def _failing(attempt: Http2Try, failure: Failure, detail: str) -> Callable[[], None]:
-    return lambda: attempt.fail(failure, detail)
+    def over(self) -> None:
+        """Count a try out."""
+        self.load -= 1
+        if not self.load:
+            self._pool._forget(self)
+
+    def again(self, attempt: Http2Try) -> None:
+        """Bind a try to another connection."""
+        client = self.find()
+        if client is not None:
+            attempt.bind(client)
+        else:
+            self.enqueue(attempt)
