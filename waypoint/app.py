@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -329,13 +330,12 @@ class App:
         self.readiness.block("draining")
         self.inbound.drain()
         # Clients that have not heard of the end yet open tunnels a moment longer.
-        await asyncio.sleep(min(LINGER_S, deadline_s / 2))
-        self.inbound.end_idle()
-        try:
-            async with asyncio.timeout(max(deadline_s - LINGER_S, deadline_s / 2)):
-                await self.inbound.wait_empty()
-        except TimeoutError:
-            _log.warning("%d connections cut at the drain deadline", len(self.inbound))
+        await asyncio.sleep(min(LINGER_S, deadline_s / 4))
+        self.inbound.wind_down()
+        if not await self._emptied(deadline_s / 2):
+            self.inbound.end_idle()
+            if not await self._emptied(deadline_s / 4):
+                _log.warning("%d connections cut at the drain deadline", len(self.inbound))
         for listener in self._listeners:
             listener.close()
         self.inbound.close()
@@ -347,6 +347,12 @@ class App:
         for server in self._servers:
             await server.close()
         _log.info("drained")
+
+    async def _emptied(self, within_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.inbound.wait_empty()
+        return not len(self.inbound)
 
 
 def _call_later(delay_s: float, callback: object) -> asyncio.TimerHandle:

@@ -75,7 +75,7 @@ class Inbound:
     @property
     def streams(self) -> int:
         """Tunnels that are served now."""
-        return sum(len(session.streams) for session in self._sessions)
+        return len(self._streams())
 
     def accept(self, sock: socket.socket, peer: Peer) -> None:
         """Begin one accepted connection."""
@@ -95,11 +95,18 @@ class Inbound:
         for session in tuple(self._sessions):
             session.drain()
 
+    def wind_down(self) -> None:
+        """Tell the clients to go elsewhere for their next requests."""
+        for stream in self._streams():
+            stream.wind_down()
+
     def end_idle(self) -> None:
         """End the clients' connections: at once, or after the requests that run."""
-        for session in tuple(self._sessions):
-            for stream in tuple(session.streams):
-                stream.shut_down()
+        for stream in self._streams():
+            stream.shut_down()
+
+    def _streams(self) -> list[ClientStream]:
+        return [stream for session in self._sessions for stream in session.streams]
 
     def left(self, session: Session) -> None:
         """A connection is over."""

@@ -78,8 +78,16 @@ class ClientStream:
         if declared is AppProtocol.UNKNOWN and self._decided is None and not self._closed:
             self._quiet = asyncio.get_running_loop().call_later(QUIET_S, self._dial)
 
+    def wind_down(self) -> None:
+        """Tell the client to go elsewhere for its next requests; what is not HTTP runs on."""
+        if isinstance(self._http, Http1Server):
+            # HTTP/1.1 has no way to say so before the next response.
+            self._http.wind_down()
+        elif self._http is not None:
+            self._http.shut_down()
+
     def shut_down(self) -> None:
-        """End after the requests that run; a connection that is not HTTP runs on."""
+        """End after the requests that run; what is not HTTP runs on."""
         if self._http is not None:
             self._http.shut_down()
 

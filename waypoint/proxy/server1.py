@@ -98,6 +98,10 @@ class Http1Server:
         """Whether no request is being received or served."""
         return self._exchange is None and self._reader.idle
 
+    def wind_down(self) -> None:
+        """Close after the next response, which says so: an idle client is not cut off."""
+        self._keep_alive = False
+
     def shut_down(self) -> None:
         """Close after the running exchange, at once when there is none."""
         self._keep_alive = False
