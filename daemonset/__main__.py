@@ -24,8 +24,8 @@ _log = logging.getLogger("ambit.agent")
 
 USAGE = """usage: python -m daemonset [cleanup]
 Runs the node agent, or removes all that it left on the node. Settings come from the environment:
-NODE_NAME, INPOD_UDS, AMBIT_CNI_UDS, AMBIT_BPFFS, AMBIT_PODS_CGROUP, AMBIT_NODE_CGROUP, AMBIT_OBJECTS,
-AMBIT_RUN_DIR; see docs/architecture/contracts.md for these and the optional ones."""
+NODE_NAME, INPOD_UDS, AMBIT_CNI_UDS, AMBIT_BPFFS, AMBIT_PODS_CGROUP, AMBIT_NODE_CGROUP, AMBIT_RUN_DIR, and
+AMBIT_OBJECTS where no cluster is; see docs/architecture/contracts.md for these and the optional ones."""
 EXIT_USAGE = 64
 EXIT_BAD_INPUT = 65
 

@@ -23,13 +23,14 @@ from daemonset.enroll import Step
 from daemonset.gate import Gate
 from daemonset.handoff import Handoff, Offer
 from daemonset.kernel import KernelNetwork
+from daemonset.kube import Cluster
 from daemonset.lock import AgentLock, StartError
 from daemonset.pins import Pins
 from daemonset.registry import Objects, Registry
 from daemonset.steps import AgentSteps
-from daemonset.store import EnrollmentFiles, PodFiles
+from daemonset.store import EnrollmentFiles, Enrollments, PodFiles
 from daemonset.zds import ZdsListener
-from mesh.config.source import DirectorySource, Snapshot
+from mesh.config.source import DirectorySource, ObjectSource, Snapshot
 from mesh.runtime.clock import Clock
 from mesh.runtime.http import HttpServer
 from mesh.runtime.readiness import Readiness
@@ -52,7 +53,9 @@ class Agent:
         self._node: netns.Netns | None = None
         self._pins: Pins | None = None
         self._pod_files = PodFiles(settings.run_dir)
-        self._enrollments = EnrollmentFiles(settings.status_dir, settings.node)
+        self._cluster: Cluster | None = None
+        self._source: ObjectSource = DirectorySource(settings.objects)
+        self._enrollments: Enrollments = EnrollmentFiles(settings.status_dir, settings.node)
         self.readiness = Readiness(["bpf", "recovery", "objects", "ztunnel"])
         self._registry: Registry | None = None
         self._zds: ZdsListener | None = None
@@ -71,6 +74,9 @@ class Agent:
         if os.geteuid() != 0:
             raise StartError(Code.NOT_ROOT, "the agent is not root", 1)
         self._lock = AgentLock(settings.run_dir)
+        if not settings.objects:
+            self._cluster = await Cluster.open(settings, self._clock)
+            self._source, self._enrollments = self._cluster.source, self._cluster.enrollments
         try:
             await self._load()
             await self._connect_parts()
@@ -177,11 +183,12 @@ class Agent:
         return self._admin.port if self._admin is not None else 0
 
     async def _recover(self, registry: Registry, pins: Pins) -> None:
+        files = self._pod_files.load()
         found = recovery.takeovers(
-            self._pod_files.load(),
+            files,
             lookups=pins.lookups(),
             records=pins.records(),
-            published=self._enrollments.published(),
+            published=await self._enrollments.recall(files),
         )
         if found:
             _log.info("taking over %d pods of an earlier agent", len(found))
@@ -200,11 +207,12 @@ class Agent:
 
     async def _watch(self, registry: Registry) -> None:
         seen: frozenset[str] = frozenset()
-        async for snapshot in DirectorySource(self.settings.objects).watch():
+        async for snapshot in self._source.watch():
             rejections = frozenset(str(rejection) for rejection in snapshot.rejections)
             for rejection in sorted(rejections - seen):
                 _log.warning("a document is rejected, its last good version stays: %s", rejection)
             seen = rejections
+            self._enrollments.observe(snapshot)
             registry.apply(objects_of(snapshot))
             self.readiness.done("objects")
 
@@ -212,31 +220,33 @@ class Agent:
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
-                self.sweep(registry, pins)
+                await self.sweep(registry, pins)
                 pins.sweep()
             except OSError as error:
                 _log.warning("the sweep failed and is tried again in %g s: %s", SWEEP_S, error)
 
-    def sweep(self, registry: Registry, pins: Pins) -> recovery.Orphans:
+    async def sweep(self, registry: Registry, pins: Pins) -> recovery.Orphans:
         """Remove what no pod answers for; does nothing while a pod is still looked for."""
         workers = registry.workers
         looking = any(Step.PROVE not in w.state.done for w in workers)
         if not registry.synced or looking:
             return recovery.Orphans()
-        cookies = {w.subject.remembered.cookie for w in workers if w.subject.remembered is not None}
         published = self._enrollments.published()
+        announced = sorted(published.keys() - {w.uid for w in workers})
+        for uid in announced:
+            namespace, name = published[uid]
+            await self._enrollments.withdraw(namespace, name, uid)
+        # Only now: pods may have come while the withdrawals went out.
+        workers = registry.workers
         found = recovery.orphans(
             known_uids={w.uid for w in workers},
-            known_cookies=cookies,
+            known_cookies={w.subject.remembered.cookie for w in workers if w.subject.remembered is not None},
             lookups=pins.lookups(),
             records=pins.records(),
-            published=published,
+            published=announced,
         )
         if found:
             _log.warning("removing what no pod answers for: %s", found)
-        for uid in found.published:
-            namespace, name = published[uid]
-            self._enrollments.withdraw(namespace, name, uid)
         for cookie in found.records:
             pins.remove_record(cookie)
         for uid in found.lookups:
@@ -249,6 +259,8 @@ class Agent:
         for part in (self._cni, self._zds, self._registry, self._admin, self._metrics):
             if part is not None:
                 await part.close()
+        if self._cluster is not None:
+            await self._cluster.client.close()
         if self._node is not None:
             self._node.close()
         if self._lock is not None:

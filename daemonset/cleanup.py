@@ -15,10 +15,13 @@ from pathlib import Path
 from daemonset import loader, netns
 from daemonset.config import Settings
 from daemonset.kernel import KernelNetwork
+from daemonset.kube import Cluster
+from daemonset.lock import StartError
 from daemonset.pins import Pins
 from daemonset.pods import Pod
-from daemonset.store import EnrollmentFiles, PodFiles, Remembered
+from daemonset.store import EnrollmentFiles, Enrollments, PodFiles, Remembered
 from daemonset.worker import Subject
+from mesh.runtime.clock import SystemClock
 
 _log = logging.getLogger("ambit.agent.cleanup")
 
@@ -34,12 +37,7 @@ class Cleanup:
     async def run(self) -> bool:
         """Remove everything; return whether nothing stayed."""
         settings = self._settings
-        enrollments = EnrollmentFiles(settings.status_dir, settings.node)
-        for uid, (namespace, name) in enrollments.published().items():
-            self._try(
-                f"Enrollment {namespace}/{name}",
-                lambda n=namespace, m=name, u=uid: enrollments.withdraw(n, m, u),  # type: ignore[misc]
-            )
+        await self._withdraw()
         self._release_maps()
         files = PodFiles(settings.run_dir)
         known = files.load()
@@ -52,6 +50,37 @@ class Cleanup:
                 self._try(str(path), path.unlink)
         self._remove_empty(settings.run_dir / "pods")
         return not self.problems
+
+    async def _withdraw(self) -> None:
+        """Take back what the controller was told; pods without capture must not be sent HBONE."""
+        settings = self._settings
+        if settings.objects:
+            await self._withdraw_all(EnrollmentFiles(settings.status_dir, settings.node))
+            return
+        try:
+            cluster = await Cluster.open(settings, SystemClock())
+        except StartError as error:
+            self.problems.append(f"annotations of the pods of node {settings.node}: {error.reason}")
+            return
+        try:
+            await self._withdraw_all(cluster.enrollments)
+        finally:
+            await cluster.client.close()
+
+    async def _withdraw_all(self, enrollments: Enrollments) -> None:
+        try:
+            found = await enrollments.fetch()
+        except OSError as error:
+            self.problems.append(f"what was said of captured pods: {error}")
+            return
+        for uid, (namespace, name) in found.items():
+            what = f"Enrollment {namespace}/{name}"
+            try:
+                await enrollments.withdraw(namespace, name, uid)
+            except OSError as error:
+                self.problems.append(f"{what}: {error}")
+            else:
+                self.removed.append(what)
 
     def _try(self, what: str, work: Callable[[], object]) -> None:
         try:

@@ -44,7 +44,10 @@ class Code(enum.Enum):
     LISTENERS_MISSING = ("AMB2109", "look at ztunnel's log on this node: its in-pod listeners are missing")
     LOOKUP_FAILED = ("AMB2110", "run `python3 -m bpf status` on this node")
     RECORD_FAILED = ("AMB2111", "run `python3 -m bpf status` on this node")
-    PUBLISH_FAILED = ("AMB2112", "check that the status directory is writable")
+    PUBLISH_FAILED = (
+        "AMB2112",
+        "check that the status directory is writable, or on a cluster that the API server answers",
+    )
     RELEASE_FAILED = (
         "AMB2113",
         "remove the cause; the agent tries again, as does `python -m daemonset cleanup`",

@@ -36,7 +36,9 @@ class Settings:
     ztunnel_cgroup: Path
     """A ZDS peer must run in this v2 directory or below."""
     objects: tuple[Path, ...]
-    """Directories of Kubernetes YAML; later ones win."""
+    """Directories of Kubernetes YAML; later ones win. None: the API of a cluster."""
+    kubeconfig: Path | None = None
+    """Of that cluster; None: the pod's service account."""
     run_dir: Path
     """The agent's own files: lock, one file per enrolled pod."""
     status_dir: Path | None
@@ -85,9 +87,10 @@ def parse(environment: Mapping[str, str]) -> Settings:
     status_dir = environment.get("AMBIT_STATUS_DIR")
     deadline_s = read.seconds("AMBIT_PLAINTEXT_DEADLINE_S", -1.0)
     objects = environment.get("AMBIT_OBJECTS")
-    if not objects:
+    if objects == "":
         raise SettingError(
-            "AMBIT_OBJECTS is not set: it names the directories of Kubernetes YAML, colon-separated"
+            "AMBIT_OBJECTS is empty: it names the directories of Kubernetes YAML, colon-separated; "
+            "on a cluster it is not set at all"
         )
     return Settings(
         node=read.text("NODE_NAME"),
@@ -97,7 +100,8 @@ def parse(environment: Mapping[str, str]) -> Settings:
         pods_cgroup=pods_cgroup,
         node_cgroup=read.path("AMBIT_NODE_CGROUP"),
         ztunnel_cgroup=read.path("AMBIT_ZTUNNEL_CGROUP", str(pods_cgroup / "ztunnel")),
-        objects=tuple(Path(part) for part in objects.split(":") if part),
+        objects=tuple(Path(part) for part in (objects or "").split(":") if part),
+        kubeconfig=read.path("AMBIT_KUBECONFIG") if environment.get("AMBIT_KUBECONFIG") else None,
         run_dir=read.path("AMBIT_RUN_DIR"),
         status_dir=read.path("AMBIT_STATUS_DIR") if status_dir else None,
         cluster_dns=read.addresses("AMBIT_CLUSTER_DNS"),

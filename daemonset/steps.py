@@ -21,7 +21,7 @@ from daemonset.connections import TcpSocket
 from daemonset.enroll import Step
 from daemonset.handoff import Handoff, Offer
 from daemonset.pods import NON_TCP_ANNOTATION
-from daemonset.store import EnrollmentFiles, PodFiles, Remembered
+from daemonset.store import Enrollments, PodFiles, Remembered
 from daemonset.worker import StepError, Subject
 from mesh.model.address import IPAddress
 from mesh.runtime.clock import Clock
@@ -115,7 +115,7 @@ class AgentSteps:
     network: Network
     handoff: Handoff
     pod_files: PodFiles
-    enrollments: EnrollmentFiles
+    enrollments: Enrollments
     clock: Clock
     tasks: TaskOwner
     """Holds the waits for plaintext deadlines."""
@@ -280,10 +280,10 @@ class AgentSteps:
     async def _publish(self, subject: Subject) -> None:
         assert subject.remembered is not None
         assert subject.proof is not None
-        self.enrollments.publish(subject.remembered, point_to_point=subject.proof.point_to_point)
+        await self.enrollments.publish(subject.remembered, point_to_point=subject.proof.point_to_point)
 
     async def _withdraw(self, subject: Subject) -> None:
-        self.enrollments.withdraw(subject.pod.namespace, subject.pod.name, subject.pod.uid)
+        await self.enrollments.withdraw(subject.pod.namespace, subject.pod.name, subject.pod.uid)
 
     async def _grace(self, subject: Subject) -> None:
         await asyncio.sleep(self.grace_s)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 
+from mesh.config.source import Snapshot
 from mesh.model.address import IPAddress, parse_ip
 
 _log = logging.getLogger("ambit.agent.store")
@@ -137,6 +139,46 @@ def enrollment_object(pod: Remembered, *, node: str, point_to_point: bool) -> Ma
     }
 
 
+class Enrollments(Protocol):
+    """What the controller is told of captured pods: files, or annotations (`daemonset.kube`)."""
+
+    async def publish(self, pod: Remembered, *, point_to_point: bool) -> None:
+        """Say that a pod is captured.
+
+        Raises:
+            OSError: it cannot be said now; try again.
+        """
+        ...
+
+    async def withdraw(self, namespace: str, name: str, uid: str) -> None:
+        """Take back what `publish` said of this pod; another pod of the name (a successor's) is left alone.
+
+        Raises:
+            OSError: it cannot be taken back now; try again.
+        """
+        ...
+
+    def published(self) -> dict[str, tuple[str, str]]:
+        """Return uid -> (namespace, name) of what is published for this node, as far as is known."""
+        ...
+
+    async def recall(self, uids: Collection[str]) -> Collection[str]:
+        """Return those of an earlier agent's pods that may be published; all where it cannot be found out."""
+        ...
+
+    async def fetch(self) -> dict[str, tuple[str, str]]:
+        """Return what is published for this node, asked anew.
+
+        Raises:
+            OSError: it cannot be found out.
+        """
+        ...
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Learn from the objects what is published."""
+        ...
+
+
 class EnrollmentFiles:
     """This node's Enrollment objects: STATUS_DIR/Enrollment/NAMESPACE/NAME.yaml; None: nobody reads them."""
 
@@ -144,7 +186,7 @@ class EnrollmentFiles:
         self._directory = status_dir / "Enrollment" if status_dir is not None else None
         self._node = node
 
-    def publish(self, pod: Remembered, *, point_to_point: bool) -> None:
+    async def publish(self, pod: Remembered, *, point_to_point: bool) -> None:
         """Say that a pod is captured.
 
         Raises:
@@ -154,7 +196,7 @@ class EnrollmentFiles:
             value = enrollment_object(pod, node=self._node, point_to_point=point_to_point)
             _write(self._path(pod.namespace, pod.name), yaml.safe_dump(value, sort_keys=False))
 
-    def withdraw(self, namespace: str, name: str, uid: str) -> None:
+    async def withdraw(self, namespace: str, name: str, uid: str) -> None:
         """Take back what `publish` said of this pod; another pod of the name (a successor's) is left alone.
 
         Raises:
@@ -173,6 +215,17 @@ class EnrollmentFiles:
             if value.get("node") == self._node:
                 found[str(value.get("podUid"))] = (path.parent.name, path.stem)
         return found
+
+    async def recall(self, uids: Collection[str]) -> Collection[str]:
+        """Return those that are published."""
+        return self.published().keys() & set(uids)
+
+    async def fetch(self) -> dict[str, tuple[str, str]]:
+        """Return what this node's agent has published."""
+        return self.published()
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Learn nothing: the files are this agent's own."""
 
     def _path(self, namespace: str, name: str) -> Path:
         assert self._directory is not None

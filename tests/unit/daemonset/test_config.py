@@ -53,7 +53,17 @@ def test_what_is_given_is_taken() -> None:
     assert settings.log_format == "json"
 
 
-@pytest.mark.parametrize("name", sorted(FULL))
+def test_without_directories_the_objects_are_a_clusters() -> None:
+    environment = {k: v for k, v in FULL.items() if k != "AMBIT_OBJECTS"}
+    assert config.parse(environment).objects == ()
+    assert config.parse(environment).kubeconfig is None
+    settings = config.parse({**environment, "AMBIT_KUBECONFIG": "/etc/agent.kubeconfig"})
+    assert settings.kubeconfig == Path("/etc/agent.kubeconfig")
+    with pytest.raises(config.SettingError, match="AMBIT_OBJECTS is empty"):
+        config.parse({**environment, "AMBIT_OBJECTS": ""})
+
+
+@pytest.mark.parametrize("name", sorted(FULL.keys() - {"AMBIT_OBJECTS"}))
 def test_each_required_setting_is_missed_by_name(name: str) -> None:
     with pytest.raises(config.SettingError, match=name):
         config.parse({k: v for k, v in FULL.items() if k != name})

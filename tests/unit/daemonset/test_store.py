@@ -56,9 +56,9 @@ def test_what_is_no_pods_file_is_refused(text: str) -> None:
         store.decode(text)
 
 
-def test_a_captured_pod_is_published_as_the_contract_says(tmp_path: Path) -> None:
+async def test_a_captured_pod_is_published_as_the_contract_says(tmp_path: Path) -> None:
     files = EnrollmentFiles(tmp_path, "n1")
-    files.publish(POD, point_to_point=True)
+    await files.publish(POD, point_to_point=True)
     path = tmp_path / "Enrollment" / "shop" / "web.yaml"
     assert yaml.safe_load(path.read_text()) == {
         "apiVersion": "ambit.io/v1alpha1",
@@ -76,20 +76,22 @@ def test_a_captured_pod_is_published_as_the_contract_says(tmp_path: Path) -> Non
     assert [p.name for p in path.parent.iterdir()] == ["web.yaml"]
     assert files.published() == {"u1": ("shop", "web")}
     assert EnrollmentFiles(tmp_path, "n2").published() == {}
+    assert await files.fetch() == files.published()
+    assert set(await files.recall(["u1", "u9"])) == {"u1"}
 
 
-def test_a_successor_of_the_name_is_not_withdrawn(tmp_path: Path) -> None:
+async def test_a_successor_of_the_name_is_not_withdrawn(tmp_path: Path) -> None:
     files = EnrollmentFiles(tmp_path, "n1")
-    files.publish(replace(POD, uid="u2"), point_to_point=True)
-    files.withdraw("shop", "web", "u1")
+    await files.publish(replace(POD, uid="u2"), point_to_point=True)
+    await files.withdraw("shop", "web", "u1")
     assert files.published() == {"u2": ("shop", "web")}
-    files.withdraw("shop", "web", "u2")
-    files.withdraw("shop", "web", "u2")
+    await files.withdraw("shop", "web", "u2")
+    await files.withdraw("shop", "web", "u2")
     assert files.published() == {}
 
 
-def test_without_a_status_directory_nothing_is_published() -> None:
+async def test_without_a_status_directory_nothing_is_published() -> None:
     files = EnrollmentFiles(None, "n1")
-    files.publish(POD, point_to_point=False)
-    files.withdraw("shop", "web", "u1")
+    await files.publish(POD, point_to_point=False)
+    await files.withdraw("shop", "web", "u1")
     assert files.published() == {}
