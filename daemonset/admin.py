@@ -119,6 +119,7 @@ def describe(worker: PodWorker) -> dict[str, object]:
         "reason": worker.explain(),
         "remedy": failure.code.remedy if failure else "",
         "attempts": failure.attempts if failure else 0,
+        "since": worker.since_s,
     }
 
 

@@ -14,6 +14,7 @@ from mesh.runtime.http import BadRequestError, HttpServer, Request, Response, Ro
 from mesh.runtime.surfaces import plain
 from mesh.runtime.version import VERSION
 from mesh.telemetry.logging import level_name, set_level
+from ztunnel.admin_explain import answer_inbound, answer_outbound
 from ztunnel.config import Config
 from ztunnel.supervisor import Supervisor
 
@@ -44,6 +45,15 @@ class Admin:
                 "/connections": Route(self._connections, help="live connections; ?pod=UID for one pod"),
                 "/certs": Route(self._certs, help="certificates of this node's identities"),
                 "/status": Route(self._show_status, help="node agent, controller, workers"),
+                "/explain/outbound": Route(
+                    self._explain_outbound,
+                    help="what can happen to a connection: ?source=UID&address=IP&port=N",
+                ),
+                "/explain/inbound": Route(
+                    self._explain_inbound,
+                    help="what a pod's policies say: ?destination=UID&address=IP&port=N&source_ip=IP"
+                    "[&authority=IP:PORT&identity=SPIFFE]",
+                ),
                 "/logging": Route(
                     self._logging,
                     ("GET", "POST"),
@@ -123,6 +133,12 @@ class Admin:
                 }
             )
         return entries
+
+    async def _explain_outbound(self, request: Request) -> Response:
+        return answer_outbound(self._supervisor.store, request)
+
+    async def _explain_inbound(self, request: Request) -> Response:
+        return answer_inbound(self._supervisor.store, request)
 
     async def _show_status(self, _request: Request) -> Response:
         return json_response(self._status())
