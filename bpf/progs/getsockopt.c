@@ -5,12 +5,15 @@
 #include "ambit_maps.h"
 #include "ambit_helpers.h"
 
+/* Machines that load only from aligned addresses let a program take an answer for aligned to 2 bytes. */
+#define AMBIT_ANSWER __attribute__((packed, aligned(2)))
+
 struct sockaddr_v4 {
 	u16 family;
 	__be16 port;
 	__be32 address;
 	u8 zero[8];
-};
+} AMBIT_ANSWER;
 
 struct sockaddr_v6 {
 	u16 family;
@@ -18,7 +21,9 @@ struct sockaddr_v6 {
 	__be32 flow;
 	__be32 address[4];
 	u32 scope;
-};
+} AMBIT_ANSWER;
+
+typedef struct ambit_source ambit_source_answer __attribute__((aligned(2)));
 
 static __always_inline int answered(struct bpf_sockopt *ctx, int size)
 {
@@ -60,7 +65,7 @@ static __always_inline int original6(struct bpf_sockopt *ctx, const struct ambit
 
 static __always_inline int source(struct bpf_sockopt *ctx, const struct ambit_record *record)
 {
-	struct ambit_source *out = ctx->optval;
+	ambit_source_answer *out = ctx->optval;
 
 	if ((void *)(out + 1) > ctx->optval_end)
 		return 1;
