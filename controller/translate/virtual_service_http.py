@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One http route of a VirtualService as a rule, for whatever port it is asked for.
+
+A part that cannot be read closes the rule: its requests are answered 500. Source: istio.io/api
+VirtualService; istiod's meaning of it for waypoints (pilot/pkg/networking/core/route/route.go).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from controller.translate.fields import MAX_PORT, Fields, IllTypedError
+from controller.translate.hosts import Hosts, resolve_host
+from controller.translate.virtual_service_actions import (
+    FROM_REQUEST_PORT,
+    read_cors,
+    read_direct,
+    read_fault,
+    read_headers,
+    read_percent,
+    read_redirect,
+    read_retry,
+    read_rewrite,
+)
+from controller.translate.virtual_service_match import Entry, read_entry
+from mesh.model.destination import DestinationPolicy
+from mesh.model.route import (
+    Backend,
+    HeaderOperations,
+    Mirror,
+    PathKind,
+    PathMatch,
+    RequestMatch,
+    Rewrite,
+    RouteRule,
+)
+from mesh.model.service import Service
+from mesh.model.workload import NamespacedHostname
+
+MAX_WEIGHT = 2**31 - 1
+UNRESOLVED = 503
+"""What a destination that does not exist is answered with (Envoy's NC)."""
+_ACTIONS = ("route", "redirect", "directResponse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRule:
+    """A rule of which the port is open: where it says 0, the port of the request is meant."""
+
+    entries: tuple[Entry, ...]
+    rule: RouteRule
+
+    def at(
+        self, port: int, namespace: str, services: Mapping[NamespacedHostname, Service]
+    ) -> list[RouteRule]:
+        """Return the rules, one a match, for a service port and clients of a namespace (empty: any)."""
+        matches = [
+            entry.match
+            for entry in self.entries
+            if entry.port in (0, port) and entry.namespace in ("", namespace)
+        ]
+        if not matches:
+            return []
+        rule = replace(
+            self.rule,
+            backends=tuple(_backend_at(backend, port, services) for backend in self.rule.backends),
+            mirrors=tuple(
+                found for found in (_mirror_at(m, port, services) for m in self.rule.mirrors) if found
+            ),
+        )
+        if rule.redirect is not None and rule.redirect.port == FROM_REQUEST_PORT:
+            rule = replace(rule, redirect=replace(rule.redirect, port=port))
+        return [replace(rule, matches=(match,)) for match in matches]
+
+
+def _backend_at(backend: Backend, port: int, services: Mapping[NamespacedHostname, Service]) -> Backend:
+    if backend.service is None or backend.port:
+        return backend
+    if services[backend.service].port(port) is not None:
+        return replace(backend, port=port)
+    problem = f"service {backend.service} has no port {port}, and the destination names none"
+    return replace(backend, service=None, subset="", problem=problem, problem_status=UNRESOLVED)
+
+
+def _mirror_at(mirror: Mirror, port: int, services: Mapping[NamespacedHostname, Service]) -> Mirror | None:
+    if mirror.port:
+        return mirror
+    return replace(mirror, port=port) if services[mirror.service].port(port) is not None else None
+
+
+class HttpReader:
+    """Reads http routes; knows services and subsets."""
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        destinations: Mapping[str, DestinationPolicy],
+        cluster_domain: str,
+        report: Callable[[IllTypedError, str], None],
+    ) -> None:
+        """Build it; `report` is told of what cannot be read and what becomes of it."""
+        self._hosts = hosts
+        self._destinations = destinations
+        self._domain = cluster_domain
+        self._report = report
+
+    def read(self, fields: Fields, source: str) -> HttpRule:
+        """Read one route; never raises for what it holds."""
+        entries = self._entries(fields)
+        try:
+            rule = self._rule(fields, source)
+        except IllTypedError as error:
+            self._report(error, "the route's requests are answered 500")
+            broken = Backend(service=None, problem=error.reason)
+            return HttpRule(entries=entries, rule=RouteRule(source=source, backends=(broken,)))
+        fields.finish()
+        if rule.rewrite is not None and rule.rewrite.path is not None:
+            entries = tuple(_with_path(entry) for entry in entries)
+        return HttpRule(entries=entries, rule=rule)
+
+    def _entries(self, fields: Fields) -> tuple[Entry, ...]:
+        try:
+            children = fields.children("match")
+        except IllTypedError as error:
+            self._report(error, "the route matches nothing")
+            return ()
+        if not children:
+            return (Entry(match=RequestMatch()),)
+        found = []
+        for child in children:
+            try:
+                entry = read_entry(child)
+            except IllTypedError as error:
+                self._report(error, "this alternative matches nothing")
+                continue
+            if entry is not None:
+                found.append(entry)
+        return tuple(found)
+
+    def _rule(self, fields: Fields, source: str) -> RouteRule:
+        fields.skip("name", "websocketUpgrade", "delegate")
+        given = [name for name in _ACTIONS if fields.has(name)]
+        if len(given) != 1:
+            raise fields.wrong("", f"needs exactly one of {', '.join(_ACTIONS)}")
+        rule = RouteRule(source=source, request_timeout_s=fields.duration("timeout") or None)
+        if fields.has("retries"):
+            retry, try_s = read_retry(fields.child("retries"))
+            rule = replace(rule, retry=retry, try_timeout_s=try_s)
+        if fields.has("fault"):
+            rule = replace(rule, fault=read_fault(fields.child("fault")))
+        if fields.has("corsPolicy"):
+            rule = replace(rule, cors=read_cors(fields.child("corsPolicy")))
+        rewrite = read_rewrite(fields.child("rewrite")) if fields.has("rewrite") else Rewrite()
+        request, host, response = read_headers(fields.child("headers"))
+        authority = rewrite.hostname or host or None
+        if rewrite.path is not None or authority is not None:
+            rule = replace(rule, rewrite=Rewrite(path=rewrite.path, hostname=authority))
+        rule = replace(
+            rule, request_headers=request, response_headers=response, mirrors=self._mirrors(fields)
+        )
+        if given == ["redirect"]:
+            return replace(rule, redirect=read_redirect(fields.child("redirect")))
+        if given == ["directResponse"]:
+            return replace(rule, direct=read_direct(fields.child("directResponse")))
+        return replace(rule, backends=self._backends(fields, authority))
+
+    def _backends(self, fields: Fields, authority: str | None) -> tuple[Backend, ...]:
+        children = fields.children("route")
+        found = []
+        for child in children:
+            # Of several destinations one without a weight has 0; a single one needs none.
+            weight = child.integer("weight", 0, 0, MAX_WEIGHT)
+            backend = replace(self._destination(child), weight=weight if len(children) > 1 else 1)
+            request, host, response = read_headers(child.child("headers"))
+            if host and authority is None:
+                request = HeaderOperations(
+                    set=(("host", host), *request.set), add=request.add, remove=request.remove
+                )
+            found.append(replace(backend, request_headers=request, response_headers=response))
+            child.finish()
+        if not any(backend.weight for backend in found):
+            raise fields.wrong("route", "no destination has a weight")
+        return tuple(found)
+
+    def _destination(self, parent: Fields) -> Backend:
+        fields = parent.child("destination")
+        service, port, subset, reason = self._resolve(fields)
+        if reason:
+            self._report(fields.wrong("", reason), f"its requests are answered {UNRESOLVED}")
+        if service is None:
+            return Backend(service=None, problem=reason, problem_status=UNRESOLVED)
+        return Backend(service=service.key, port=port, subset=subset)
+
+    def _resolve(self, fields: Fields) -> tuple[Service | None, int, str, str]:
+        """Return service, port (0: the request's), subset, and what is wrong with them."""
+        host, subset = fields.text("host"), fields.text("subset")
+        number = fields.child("port").integer("number", 0, 0, MAX_PORT)
+        if not host:
+            raise fields.wrong("host", "is missing")
+        fields.finish()
+        namespace = fields.obj.namespace
+        name = resolve_host(host, namespace, self._domain)
+        service = self._hosts.find(name, namespace)
+        if service is None:
+            return None, 0, "", f"host {name} names no service of the mesh"
+        if number and service.port(number) is None:
+            return None, 0, "", f"service {service.key} has no port {number}"
+        if not number and len(service.ports) == 1:
+            number = service.ports[0].service_port
+        if subset and not self._defined(service.key, subset):
+            return service, number, subset, f"no DestinationRule defines subset {subset} of {service.key}"
+        return service, number, subset, ""
+
+    def _defined(self, service: NamespacedHostname, subset: str) -> bool:
+        """Tell whether any waypoint finds the subset."""
+        return any(
+            policy.service == service and policy.subset(subset) is not None
+            for policy in self._policies(service)
+        )
+
+    def _policies(self, service: NamespacedHostname) -> list[DestinationPolicy]:
+        common = self._destinations.get(str(service))
+        if common is not None:
+            return [common]
+        return [policy for policy in self._destinations.values() if policy.service == service]
+
+    def _mirrors(self, fields: Fields) -> tuple[Mirror, ...]:
+        found = []
+        if fields.has("mirror"):
+            percent = read_percent(fields, "mirrorPercentage", "mirrorPercent", 100.0)
+            found.append(self._mirror(fields.child("mirror"), percent))
+        else:
+            for name in ("mirrorPercentage", "mirrorPercent"):
+                if fields.has(name):
+                    fields.report(name, "has no effect without mirror")
+        for child in fields.children("mirrors"):
+            percent = read_percent(child, "percentage", "percent", 100.0)
+            found.append(self._mirror(child.child("destination"), percent))
+            child.finish()
+        return tuple(mirror for mirror in found if mirror is not None and mirror.percent > 0)
+
+    def _mirror(self, fields: Fields, percent: float) -> Mirror | None:
+        service, port, subset, reason = self._resolve(fields)
+        if reason:
+            self._report(fields.wrong("", reason), "requests are not mirrored there")
+            return None
+        if service is None:
+            return None
+        return Mirror(service=service.key, port=port, subset=subset, percent=percent)
+
+
+def _with_path(entry: Entry) -> Entry:
+    """Name the prefix that a rewrite replaces where the match names no path: Envoy's default."""
+    if entry.match.path is not None:
+        return entry
+    path = PathMatch(kind=PathKind.PREFIX, value="/")
+    return replace(entry, match=replace(entry.match, path=path))
