@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.translate.fields import IllTypedError, root
-from controller.translate.types import Options
 from controller.translate.waypoints import (
-    GATEWAY_LABEL,
     HBONE_PORT,
     is_waypoint,
+    pods_by_gateway,
 )
 from controller.translate.world import GATEWAY_API, World
-from mesh.config.objects import ObjectKey, RawObject
+from mesh.config.objects import RawObject
 
 REVISION = "istio.io/rev"
 
@@ -42,31 +41,28 @@ def managed(world: World, gateway: RawObject) -> bool:
     )
 
 
-def with_statuses(
-    objects: Mapping[ObjectKey, RawObject], options: Options
-) -> tuple[Mapping[ObjectKey, RawObject], list[Status]]:
-    """Return the objects with the statuses of Gateways that we run brought up to date, and these.
+def update_statuses(world: World) -> list[Status]:
+    """Bring the statuses of Gateways that we run up to date in `world`, and return them.
 
     The status that a Gateway has so far is part of the input: an address once given stays.
     """
-    world = World(objects, options)
+    gateways = [gateway for gateway in world.all(GATEWAY_API, "Gateway") if managed(world, gateway)]
+    pods = pods_by_gateway(world) if gateways else {}
     statuses = []
-    found = dict(objects)
-    for gateway in world.all(GATEWAY_API, "Gateway"):
-        if not managed(world, gateway):
-            continue
-        status = Status(obj=gateway, status=_gateway_status(world, gateway))
+    for gateway in gateways:
+        mine = pods.get((gateway.namespace, gateway.name), [])
+        status = Status(obj=gateway, status=_gateway_status(world, gateway, mine))
         statuses.append(status)
-        found[gateway.key] = replace(gateway, data={**gateway.data, "status": status.status})
-    return found, statuses
+        world.put(replace(gateway, data={**gateway.data, "status": status.status}))
+    return statuses
 
 
-def _gateway_status(world: World, gateway: RawObject) -> dict[str, Any]:
+def _gateway_status(world: World, gateway: RawObject, pods: Sequence[RawObject]) -> dict[str, Any]:
     refusal = refusal_of(gateway)
     host = world.hostname(gateway.name, gateway.namespace).hostname
     service = world.get("", "Service", gateway.namespace, gateway.name)
     given = [a for a in _list(gateway.status.get("addresses")) if isinstance(a, Mapping)]
-    ready = service is not None and any(_serves(pod, gateway) for pod in world.all("", "Pod"))
+    ready = service is not None and any(map(_serves, pods))
     addresses = []
     if not refusal and (ready or any(a.get("value") == host for a in given)):
         addresses = [{"type": "Hostname", "value": host}]
@@ -94,15 +90,10 @@ def _gateway_status(world: World, gateway: RawObject) -> dict[str, Any]:
     }
 
 
-def _serves(pod: RawObject, gateway: RawObject) -> bool:
-    return (
-        pod.namespace == gateway.namespace
-        and pod.labels.get(GATEWAY_LABEL) == gateway.name
-        and "deletionTimestamp" not in pod.metadata
-        and any(
-            isinstance(c, Mapping) and c.get("type") == "Ready" and c.get("status") == "True"
-            for c in _list(pod.status.get("conditions"))
-        )
+def _serves(pod: RawObject) -> bool:
+    return "deletionTimestamp" not in pod.metadata and any(
+        isinstance(c, Mapping) and c.get("type") == "Ready" and c.get("status") == "True"
+        for c in _list(pod.status.get("conditions"))
     )
 
 

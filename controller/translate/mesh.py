@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.translate.authorization import Policy, translate_authorization
-from controller.translate.gateway import Status, with_statuses
+from controller.translate.gateway import Status, update_statuses
 from controller.translate.http_authorization import translate_http_authorization
 from controller.translate.http_route import Finding, translate_http_routes
 from controller.translate.members import Members
@@ -87,8 +87,8 @@ class Mesh:
 
 def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
     """Translate a snapshot of the cluster; never raises for what the objects hold."""
-    objects, statuses = with_statuses(objects, options)
     world = World(objects, options)
+    statuses = update_statuses(world)
     members = Members(translate_pods(world))
     _add_entries(world, members)
     services = translate_services(world, members)

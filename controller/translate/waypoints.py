@@ -54,9 +54,19 @@ def waypoint_pods(world: World) -> frozenset[tuple[str, str, str]]:
     """Return (namespace, name, uid) of every waypoint pod: those that may read the configuration."""
     return frozenset(
         (pod.namespace, pod.name, str(pod.metadata.get("uid", "")))
-        for pod in world.all("", "Pod")
-        if waypoint_of_pod(world, pod) is not None
+        for (namespace, name), pods in pods_by_gateway(world).items()
+        if (gateway := world.get(GATEWAY_API, "Gateway", namespace, name)) and is_waypoint(world, gateway)
+        for pod in pods
     )
+
+
+def pods_by_gateway(world: World) -> dict[tuple[str, str], list[RawObject]]:
+    """Return the pods that name a Gateway, by its namespace and name, whether it exists or not."""
+    found: dict[tuple[str, str], list[RawObject]] = {}
+    for pod in world.all("", "Pod"):
+        if name := pod.labels.get(GATEWAY_LABEL):
+            found.setdefault((pod.namespace, name), []).append(pod)
+    return found
 
 
 def traffic_type(world: World, gateway: RawObject) -> str:

@@ -22,7 +22,7 @@ class World:
     def __init__(self, objects: Mapping[ObjectKey, RawObject], options: Options) -> None:
         self.options = options
         self.problems: list[Problem] = []
-        self._objects = objects
+        self._objects = dict(objects)
         self._by_kind: dict[tuple[str, str], list[RawObject]] = {}
         for key in sorted(objects, key=lambda key: (key.group, key.kind, key.namespace, key.name)):
             self._by_kind.setdefault((key.group, key.kind), []).append(objects[key])
@@ -38,6 +38,12 @@ class World:
     def get(self, group: str, kind: str, namespace: str, name: str) -> RawObject | None:
         """Return one object, if there is such."""
         return self._objects.get(ObjectKey(group, kind, namespace, name))
+
+    def put(self, obj: RawObject) -> None:
+        """Take another version of an object that there is, for all translators that follow."""
+        self._objects[obj.key] = obj
+        kind = self._by_kind[obj.key.group, obj.key.kind]
+        kind[[other.key for other in kind].index(obj.key)] = obj
 
     def namespace_labels(self, namespace: str) -> Mapping[str, str]:
         """Return the labels of a namespace; empty when it has no object."""

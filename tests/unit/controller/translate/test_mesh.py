@@ -13,6 +13,8 @@ from controller.translate.mesh import Options, Problem, translate
 from mesh.config.objects import ObjectKey, RawObject, make_object, parse_documents
 from mesh.xds.decode import decode_address, decode_authorization
 from mesh.xds.encode import encode_address, encode_authorization
+from mesh.xds.http_policy import decode_http_authorization, encode_http_authorization
+from mesh.xds.routes import decode_route_table, encode_route_table, route_table_name
 
 VALUES = st.recursive(
     st.none()
@@ -81,6 +83,13 @@ SPECS: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("security.istio.io/v1", "AuthorizationPolicy"): fields(
         action=st.sampled_from(["ALLOW", "DENY", "CUSTOM"]),
         selector=fields(matchLabels=LABELS),
+        targetRefs=some(
+            fields(
+                group=st.sampled_from(["", "gateway.networking.k8s.io", "networking.istio.io"]),
+                kind=st.sampled_from(["Service", "Gateway", "GatewayClass", "ServiceEntry"]),
+                name=st.sampled_from(["a", "istio-waypoint"]),
+            )
+        ),
         rules=some(
             fields(
                 **{"from": some(fields(source=SOURCE)), "to": some(fields(operation=OPERATION))},
@@ -95,7 +104,29 @@ SPECS: dict[tuple[str, str], st.SearchStrategy[Any]] = {
             st.sampled_from(["80", 81, "x", True]), fields(mode=st.just("STRICT")), max_size=2
         ),
     ),
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"): fields(
+        parentRefs=some(
+            fields(
+                group=st.sampled_from(["", "networking.istio.io"]),
+                kind=st.sampled_from(["Service", "ServiceEntry", "Gateway"]),
+                name=st.sampled_from(["a", "b"]),
+                port=st.just(80),
+            )
+        ),
+        rules=some(
+            fields(
+                matches=some(fields(path=fields(type=st.just("Exact"), value=st.just("/a")))),
+                backendRefs=some(fields(name=st.sampled_from(["a", "b"]), port=st.just(80))),
+            )
+        ),
+    ),
+    ("gateway.networking.k8s.io/v1", "GatewayClass"): fields(
+        controllerName=st.just("istio.io/mesh-controller")
+    ),
     ("gateway.networking.k8s.io/v1", "Gateway"): fields(
+        gatewayClassName=st.sampled_from(["istio-waypoint", "a"]),
+        addresses=st.just([]),
+        infrastructure=fields(labels=LABELS, annotations=LABELS),
         listeners=some(
             fields(
                 protocol=st.just("HBONE"),
@@ -106,7 +137,7 @@ SPECS: dict[tuple[str, str], st.SearchStrategy[Any]] = {
                     )
                 ),
             )
-        )
+        ),
     ),
 }
 STATUS = fields(
@@ -120,7 +151,15 @@ METADATA: st.SearchStrategy[Any] = st.fixed_dictionaries(
         "name": st.sampled_from(["a", "b"]),
         "namespace": st.sampled_from(["shop", "istio-system"]),
         "labels": st.dictionaries(
-            st.sampled_from(["app", "istio.io/use-waypoint", "kubernetes.io/service-name"]),
+            st.sampled_from(
+                [
+                    "app",
+                    "istio.io/use-waypoint",
+                    "istio.io/waypoint-for",
+                    "kubernetes.io/service-name",
+                    "gateway.networking.k8s.io/gateway-name",
+                ]
+            ),
             st.sampled_from(["a", "b"]),
         ),
     },
@@ -175,6 +214,14 @@ def test_nothing_that_objects_hold_raises(objects: list[RawObject | None]) -> No
     for policy in mesh.policies.values():
         assert all(clause for rule in policy.rules for clause in rule)
         assert decode_authorization(encode_authorization(policy)) == policy
+    for http_policy in mesh.http_policies.values():
+        assert http_policy.services or http_policy.waypoints
+        assert decode_http_authorization(encode_http_authorization(http_policy)) == http_policy
+    for name, table in mesh.routes.items():
+        assert route_table_name(table) == name
+        assert decode_route_table(encode_route_table(table)) == table
+    for data in mesh.derived:
+        assert make_object(data).name == data["metadata"]["name"]
 
 
 def mesh_problems(text: str) -> tuple[Problem, ...]:
