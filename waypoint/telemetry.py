@@ -193,7 +193,7 @@ class Telemetry:
             "protocol": Bare(protocol),
             "status": record.status,
             "flags": Bare(record.flag),
-            "route": Bare(record.plan.source or "default"),
+            "route": Bare((record.plan.source if record.plan is not None else "") or "default"),
             "upstream": Bare(record.endpoint),
             "tries": record.tries,
             "bytes_recv": record.request_bytes,

@@ -43,7 +43,8 @@ class ExchangeRecord:
     """What the access log and the metrics say of an exchange."""
 
     request: RequestHead
-    plan: Forward | Answer
+    plan: Forward | Answer | None
+    """None: the client went away before it was decided."""
     status: int = 0
     """0: the client went away before a response."""
     flag: str = "-"
@@ -57,13 +58,16 @@ class ExchangeRecord:
 
 
 class Exchange:
-    """Runs one request; `on_done` is called exactly once, when both directions have ended."""
+    """Runs one request; `on_done` is called exactly once, when both directions have ended.
+
+    Without a plan it holds the request, its body only as far as that can be kept, until `decide`.
+    """
 
     def __init__(
         self,
         *,
         request: RequestHead,
-        plan: Forward | Answer,
+        plan: Forward | Answer | None,
         downstream: Downstream,
         connect: Connect,
         call_later: CallLater,
@@ -85,6 +89,7 @@ class Exchange:
         self._request_ended = False
         self._trailers: Headers = []
         self._head_sent = False
+        self._held = False
         self._done = False
         self._deadline: Timer | None = None
         self._pause: Timer | None = None
@@ -98,6 +103,8 @@ class Exchange:
     def start(self) -> None:
         """Answer, or begin the first try; after the injected delay, if there is one."""
         plan = self._plan
+        if plan is None:
+            return
         if isinstance(plan, Forward) and plan.request_timeout_s is not None:
             self._deadline = self._call_later(plan.request_timeout_s, self._on_deadline)
         if plan.delay_s:
@@ -106,8 +113,20 @@ class Exchange:
         else:
             self._proceed()
 
+    def decide(self, plan: Forward | Answer) -> None:
+        """Go on with a request that was started without a plan; no effect once it is over."""
+        if self._done:
+            return
+        self._plan = self.record.plan = plan
+        self.start()
+
     def _proceed(self) -> None:
         self._pause = None
+        if self._plan is None:
+            raise RuntimeError("a request goes on before it is decided")
+        if self._held:
+            self._held = False
+            self._down.resume_request()
         if isinstance(self._plan, Answer):
             self._answer(self._plan)
             return
@@ -138,13 +157,21 @@ class Exchange:
         if self._replay is not None:
             self._replay.append(data)
             if self.record.request_bytes > self._limits.replay_bytes:
-                self._replay = None
+                self._outgrow()
         self._copy_data(data)
         if self._try is not None:
             self._try.upstream.send_data(data)
         elif self._replay is None:
             # Between two tries: what can no longer be replayed cannot be tried again either.
             self._give_up(503, "UF", "the request's body outgrew what is kept for another try")
+
+    def _outgrow(self) -> None:
+        """Keep no more of the body for another try; before the first one, make the client wait."""
+        if self.record.tries:
+            self._replay = None
+        elif not self._held:
+            self._held = True
+            self._down.pause_request()
 
     def on_request_end(self, trailers: Headers) -> None:
         """The request is complete."""
@@ -185,6 +212,8 @@ class Exchange:
         for piece in self._replay or ():
             if self._try is current:
                 current.upstream.send_data(piece)
+        if self.record.request_bytes > self._limits.replay_bytes:
+            self._replay = None
         if self._request_ended and self._try is current:
             current.upstream.send_end(self._trailers)
 
@@ -277,7 +306,7 @@ class Exchange:
         if self._try is not None:
             self._try.upstream.cancel()
             self._end_try()
-        source = self._plan.source or "the default"
+        source = (self._plan.source if self._plan is not None else "") or "the default"
         if self._head_sent:
             self.record.flag = "UT"
             self.record.detail = detail
@@ -291,7 +320,8 @@ class Exchange:
     def _give_up(self, status: int, flag: str, detail: str) -> None:
         if flag in ("UF", "UC") and self.record.tries > 1:
             flag = f"{flag},URX"
-        self._answer(answer(status, flag=flag, detail=detail, source=self._plan.source))
+        source = self._plan.source if self._plan is not None else ""
+        self._answer(answer(status, flag=flag, detail=detail, source=source))
 
     def _answer(self, response: Answer) -> None:
         if response.flag != "-":

@@ -91,7 +91,12 @@ class Bench:
     """One exchange with a scripted client, servers and time."""
 
     def __init__(
-        self, forward: Forward | None = None, *, method: str = "GET", limits: ExchangeLimits | None = None
+        self,
+        forward: Forward | None = None,
+        *,
+        method: str = "GET",
+        limits: ExchangeLimits | None = None,
+        undecided: bool = False,
     ):
         self.client = Client()
         self.tries: list[Try] = []
@@ -100,7 +105,7 @@ class Bench:
         self.request = request(method)
         self.exchange = Exchange(
             request=self.request,
-            plan=forward or plan(self.request),
+            plan=None if undecided else forward or plan(self.request),
             downstream=self.client,
             connect=self._connect,
             call_later=self._call_later,
@@ -356,3 +361,46 @@ def test_a_mirror_that_cannot_keep_up_is_given_up_alone() -> None:
     assert copy.cancelled
     assert real.got[-1] == b"5"
     assert not bench.client.paused
+
+
+def test_a_body_that_outgrows_the_kept_part_during_a_delay_waits_and_is_whole() -> None:
+    bench = Bench(plan(delay_s=3.0), method="POST", limits=ExchangeLimits(replay_bytes=4))
+    bench.exchange.start()
+    bench.exchange.on_request_data(b"1234")
+    assert not bench.client.paused
+    bench.exchange.on_request_data(b"5")
+    assert bench.client.paused
+    bench.exchange.on_request_data(b"6")
+    bench.fire()
+    assert not bench.client.paused
+    assert bench.tries[0].got == [("POST", "/x"), b"1234", b"5", b"6"]
+    bench.tries[0].events.on_failure(Failure.CONNECT, "refused")
+    assert len(bench.tries) == 1, "a body that is no longer kept cannot be sent again"
+    assert bench.records[0].status == 503
+
+
+def test_a_request_without_a_plan_waits_for_its_decision() -> None:
+    bench = Bench(undecided=True, method="POST")
+    bench.exchange.start()
+    bench.exchange.on_request_data(b"body")
+    bench.exchange.on_request_end([])
+    assert not bench.tries
+    bench.exchange.decide(plan(bench.request))
+    assert bench.tries[0].got == [("POST", "/x"), b"body", "end"]
+
+
+def test_a_request_may_be_refused_by_a_late_decision() -> None:
+    bench = Bench(undecided=True)
+    bench.exchange.start()
+    bench.exchange.decide(answer(403, flag="UAEX", detail="no"))
+    assert bench.client.said[0][0] == 403  # type: ignore[index]
+    assert (bench.records[0].flag, len(bench.tries)) == ("UAEX", 0)
+
+
+def test_a_client_that_leaves_before_the_decision_costs_no_try() -> None:
+    bench = Bench(undecided=True)
+    bench.exchange.start()
+    bench.exchange.on_request_reset()
+    bench.exchange.decide(plan())
+    assert not bench.tries
+    assert bench.records[0].flag == "DC"
