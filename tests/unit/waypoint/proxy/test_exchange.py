@@ -364,7 +364,7 @@ def test_a_mirror_that_cannot_keep_up_is_given_up_alone() -> None:
 
 
 def test_a_body_that_outgrows_the_kept_part_during_a_delay_waits_and_is_whole() -> None:
-    bench = Bench(plan(delay_s=3.0), method="POST", limits=ExchangeLimits(replay_bytes=4))
+    bench = Bench(plan(request("POST"), delay_s=3.0), limits=ExchangeLimits(replay_bytes=4))
     bench.exchange.start()
     bench.exchange.on_request_data(b"1234")
     assert not bench.client.paused
