@@ -17,7 +17,7 @@ from controller.translate.members import Members
 from controller.translate.pods import Instance
 from controller.translate.services import app_protocol, load_balancing
 from controller.translate.types import problem
-from controller.translate.waypoints import waypoint_for
+from controller.translate.waypoints import waypoint_for, weighted_waypoints
 from controller.translate.workload_entry import Endpoint, make_instance, read_endpoint
 from controller.translate.world import ISTIO_NETWORKING, World
 from mesh.config.objects import RawObject
@@ -203,6 +203,7 @@ def _service(world: World, entry: _Entry, host: str) -> Service:
     balancing = load_balancing(entry.source.annotations.get("networking.istio.io/traffic-distribution", ""))
     if entry.resolution == "NONE":
         balancing = LoadBalancing(mode=LoadBalancingMode.PASSTHROUGH)
+    waypoint = waypoint_for(world, entry.source, "service")
     return Service(
         name=entry.source.name,
         namespace=entry.source.namespace,
@@ -218,7 +219,8 @@ def _service(world: World, entry: _Entry, host: str) -> Service:
             for port in entry.ports
         ),
         subject_alt_names=entry.subject_alt_names,
-        waypoint=waypoint_for(world, entry.source, "service"),
+        waypoint=waypoint,
+        weighted_waypoints=weighted_waypoints(world, entry.source, waypoint),
         load_balancing=balancing,
     )
 

@@ -13,7 +13,7 @@ from controller.translate.fields import MAX_PORT, Fields, IllTypedError, root, s
 from controller.translate.members import Members
 from controller.translate.pods import Instance
 from controller.translate.types import problem
-from controller.translate.waypoints import waypoint_for
+from controller.translate.waypoints import waypoint_for, weighted_waypoints
 from controller.translate.world import World
 from mesh.config.objects import RawObject
 from mesh.model.address import IPAddress, parse_ip
@@ -119,6 +119,7 @@ def _service(world: World, obj: RawObject, slices: list[RawObject], members: Mem
     not_ready = fields.boolean("publishNotReadyAddresses")
     ports = _ports(fields)
     key = world.hostname(obj.name, obj.namespace)
+    waypoint = waypoint_for(world, obj, "service")
     service = Service(
         name=obj.name,
         namespace=obj.namespace,
@@ -132,7 +133,8 @@ def _service(world: World, obj: RawObject, slices: list[RawObject], members: Mem
             )
             for port in ports
         ),
-        waypoint=waypoint_for(world, obj, "service"),
+        waypoint=waypoint,
+        weighted_waypoints=weighted_waypoints(world, obj, waypoint),
         load_balancing=_load_balancing(obj, fields, not_ready),
         ip_families=_families(fields),
         canonical=True,

@@ -15,6 +15,7 @@ from controller.translate.types import problem
 from controller.translate.world import GATEWAY_API, World
 from mesh.config.objects import Path, RawObject
 from mesh.model.address import parse_ip
+from mesh.model.service import WeightedWaypoint
 from mesh.model.workload import GatewayAddress, NamespacedHostname, NetworkAddress
 
 WAYPOINT_CLASS = "istio-waypoint"
@@ -23,6 +24,9 @@ MESH_CONTROLLER = "istio.io/mesh-controller"
 """`controllerName` of classes whose Gateways are waypoints."""
 GATEWAY_LABEL = f"{GATEWAY_API}/gateway-name"
 USE_WAYPOINT = "istio.io/use-waypoint"
+CANARY = "istio.io/use-waypoint-canary"
+CANARY_WEIGHT = "istio.io/use-waypoint-canary-weight"
+"""Annotation beside the label above: percentage of the connections."""
 WAYPOINT_FOR = "istio.io/waypoint-for"
 TRAFFIC = ("service", "workload", "all", "none")
 """Values of the label above."""
@@ -92,17 +96,17 @@ class Reference:
         return f"{self.namespace}/{self.name}"
 
 
-def reference_of(world: World, obj: RawObject) -> Reference | None:
+def reference_of(world: World, obj: RawObject, label: str = USE_WAYPOINT) -> Reference | None:
     """Return the waypoint that a workload or service names, whether it exists or not."""
     labels = obj.labels
-    own = USE_WAYPOINT in labels
+    own = label in labels
     if not own:
         labels = world.namespace_labels(obj.namespace)
-    name = labels.get(USE_WAYPOINT, "")
+    name = labels.get(label, "")
     # A gateway's own pods and Service have no waypoint: the way there cannot lead through another.
     if name in ("", "none") or GATEWAY_LABEL in obj.labels:
         return None
-    namespace = labels.get(f"{USE_WAYPOINT}-namespace", "") or obj.namespace
+    namespace = labels.get(f"{label}-namespace", "") or obj.namespace
     if obj.kind == "Service" and (obj.namespace, obj.name) == (namespace, name):
         return None
     return Reference(namespace, name, own)
@@ -117,27 +121,86 @@ def waypoint_for(world: World, obj: RawObject, traffic: str) -> GatewayAddress |
     reference = reference_of(world, obj)
     if reference is None:
         return None
-    gateway = world.get(GATEWAY_API, "Gateway", reference.namespace, reference.name)
-    path: Path = ("metadata", "labels", USE_WAYPOINT)
-    if gateway is None:
-        reason = f"waypoint {reference} does not exist; connections go directly"
-        world.problems.append(problem(obj, path, reason))
+    try:
+        return _resolve(world, obj, reference, traffic)
+    except IllTypedError as error:
+        path: Path = ("metadata", "labels", USE_WAYPOINT)
+        world.problems.append(problem(obj, path, f"{error.reason}; connections go directly"))
         return None
+
+
+def weighted_waypoints(
+    world: World, obj: RawObject, primary: GatewayAddress | None
+) -> tuple[WeightedWaypoint, ...]:
+    """Share a service's connections between its waypoint and a canary of it; empty: all are the waypoint's.
+
+    A canary that cannot be used, or whose weight is wrong, is reported and takes nothing.
+    """
+    reference = reference_of(world, obj, CANARY)
+    if reference is None or primary is None:
+        return ()
+    try:
+        weight = _weight(world, obj, reference)
+        canary = _canary(world, obj, reference, primary)
+    except IllTypedError as error:
+        path: Path = ("metadata", "labels", CANARY)
+        reason = f"{error.reason}; the service's waypoint takes all connections"
+        world.problems.append(problem(obj, path, reason))
+        return ()
+    if weight == 0:
+        return ()
+    return (
+        WeightedWaypoint(destination=primary, weight=100 - weight),
+        WeightedWaypoint(destination=canary, weight=weight),
+    )
+
+
+def _canary(world: World, obj: RawObject, reference: Reference, primary: GatewayAddress) -> GatewayAddress:
+    canary = _resolve(world, obj, reference, "service")
+    if canary is None:
+        raise IllTypedError((), f"waypoint {reference} does not serve services (UnsupportedTrafficType)")
+    if canary == primary:
+        raise IllTypedError((), f"waypoint {reference} is the service's waypoint (CanarySameAsPrimary)")
+    gateway = world.get(GATEWAY_API, "Gateway", reference.namespace, reference.name)
+    conditions = gateway.status.get("conditions") if gateway is not None else None
+    found = [c for c in conditions if isinstance(c, Mapping)] if isinstance(conditions, list) else []
+    # Other than for the waypoint itself, there is one to stand in for a canary that is lost.
+    if any(c.get("type") == "Programmed" and c.get("status") != "True" for c in found):
+        raise IllTypedError((), f"waypoint {reference} is not ready (WaypointIsNotReady)")
+    return canary
+
+
+def _weight(world: World, obj: RawObject, reference: Reference) -> int:
+    """Read the weight beside the label that names the canary; 0 where there is none."""
+    namespace = world.get("", "Namespace", "", obj.namespace)
+    holder = obj if reference.own else namespace
+    text = holder.annotations.get(CANARY_WEIGHT, "0") if holder is not None else "0"
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 100):
+        raise IllTypedError(
+            (), f"{CANARY_WEIGHT} {text[:100]!r} is no number from 0 to 100 (CanaryInvalidWeight)"
+        )
+    return int(text)
+
+
+def _resolve(world: World, obj: RawObject, reference: Reference, traffic: str) -> GatewayAddress | None:
+    """Return where a waypoint is; None: it is for other traffic, and only a namespace names it.
+
+    Raises:
+        IllTypedError: it cannot be used; says why.
+    """
+    gateway = world.get(GATEWAY_API, "Gateway", reference.namespace, reference.name)
+    if gateway is None:
+        raise IllTypedError((), f"waypoint {reference} does not exist")
     serves = traffic_type(world, gateway)
     if serves not in (traffic, "all"):
-        if reference.own:
-            reason = (
-                f"waypoint {reference} is for {serves}, not for {traffic} (UnsupportedTrafficType); "
-                "connections go directly"
-            )
-            world.problems.append(problem(obj, path, reason))
-        return None
+        if not reference.own:
+            return None
+        reason = f"waypoint {reference} is for {serves}, not for {traffic} (UnsupportedTrafficType)"
+        raise IllTypedError((), reason)
     try:
         return _address(world, obj, gateway)
     except IllTypedError as error:
-        reason = f"waypoint {reference} is not usable: {error.reason}; connections go directly"
-        world.problems.append(problem(obj, path, reason))
-        return None
+        raise IllTypedError(error.path, f"waypoint {reference} is not usable: {error.reason}") from error
 
 
 def _address(world: World, obj: RawObject, gateway: RawObject) -> GatewayAddress:

@@ -165,6 +165,70 @@ def test_type_of_traffic(serves: str, own: bool, used: bool, words: str) -> None
     assert len(found.problems) == bool(words)
 
 
+HAD = changed(GATEWAY, status={"addresses": [{"type": "Hostname", "value": HOST}]})
+
+
+def weighted(*, weight: str | None, canary: str = "next", more: str) -> tuple[list[int], list[str]]:
+    labels = {"istio.io/use-waypoint": "wp", "istio.io/use-waypoint-canary": canary}
+    annotations = {} if weight is None else {"istio.io/use-waypoint-canary-weight": weight}
+    service = changed(SERVICE, metadata__labels=labels, metadata__annotations=annotations)
+    found = mesh_of(HAD, more, POD, OWN, service)
+    return [w.weight for w in found.services[WEB].weighted_waypoints], [p.reason for p in found.problems]
+
+
+@pytest.mark.parametrize(
+    ("weight", "weights"),
+    [("30", [70, 30]), ("100", [0, 100]), ("1", [99, 1]), ("0", []), (None, [])],
+)
+def test_a_canary_takes_its_weight(weight: str | None, weights: list[int]) -> None:
+    ready = changed(
+        POD,
+        metadata__name="next-1",
+        metadata__uid="u2",
+        metadata__labels={"gateway.networking.k8s.io/gateway-name": "next"},
+    )
+    own = changed(
+        OWN, metadata__name="next", metadata__labels={"gateway.networking.k8s.io/gateway-name": "next"}
+    )
+    gateway = changed(GATEWAY, metadata__name="next")
+    more = "\n---\n".join((gateway, ready, own))
+    assert weighted(weight=weight, more=more) == (weights, [])
+
+
+@pytest.mark.parametrize(
+    ("weight", "canary", "words"),
+    [
+        ("101", "next", "CanaryInvalidWeight"),
+        ("-1", "next", "CanaryInvalidWeight"),
+        ("x", "next", "CanaryInvalidWeight"),
+        ("10", "wp", "CanarySameAsPrimary"),
+        ("10", "gone", "does not exist"),
+        ("10", "next", "WaypointIsNotReady"),
+    ],
+)
+def test_a_canary_that_cannot_be_takes_nothing_and_is_reported(weight: str, canary: str, words: str) -> None:
+    weights, reasons = weighted(weight=weight, canary=canary, more=changed(GATEWAY, metadata__name="next"))
+    assert weights == []
+    assert [words in reason for reason in reasons] == [True]
+
+
+def test_a_canary_that_is_lost_takes_nothing() -> None:
+    status = {"addresses": [{"type": "Hostname", "value": "next.shop.svc.cluster.local"}]}
+    weights, reasons = weighted(weight="10", more=changed(GATEWAY, metadata__name="next", status=status))
+    assert weights == []
+    assert ["WaypointIsNotReady" in reason for reason in reasons] == [True]
+
+
+def test_a_namespaces_canary_has_its_weight_beside_it() -> None:
+    namespace = changed(
+        NAMESPACE,
+        metadata__labels={"istio.io/use-waypoint": "wp", "istio.io/use-waypoint-canary": "wp"},
+        metadata__annotations={"istio.io/use-waypoint-canary-weight": "40"},
+    )
+    found = mesh_of(HAD, POD, OWN, SERVICE, namespace)
+    assert ["CanarySameAsPrimary" in p.reason for p in found.problems] == [True]
+
+
 # --- status
 
 
