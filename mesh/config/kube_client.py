@@ -266,6 +266,8 @@ def _url(path: str, query: Mapping[str, str] | None) -> str:
 
 
 def _text(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        return "the connection broke off"
     return str(error) or type(error).__name__
 
 

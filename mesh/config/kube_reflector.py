@@ -213,8 +213,8 @@ class Reflector:
         if _lost(error) and self.store.resource_version:
             # The watch cannot go on from here: a list finds out what there is.
             self.store.resource_version = ""
+            _log.info("%s: %s; listing anew", self.kind, error)
             if self._failures == 1:
-                _log.info("%s: %s; listing anew", self.kind, error)
                 return
         wait_s = backoff_s(self._failures, self._chance)
         if isinstance(error, AnswerError) and error.retry_after_s is not None:
