@@ -14,7 +14,7 @@ from controller.ca.authorise import ZTUNNEL
 from controller.ca.store import StoreError
 from controller.kubernetes.platform import open_cluster
 from controller.platform import Platform, open_directories
-from controller.translate.types import Options
+from controller.translate.types import Options, WaypointTemplate
 from mesh.config.kube_client import ConfigError
 from mesh.model.address import parse_ip
 from mesh.runtime.clock import Clock, SystemClock
@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", default=os.environ.get("NETWORK", ""))
     add("--cluster-domain", default="cluster.local")
     add("--root-namespace", default="istio-system")
+    add(
+        "--waypoint-image",
+        default="",
+        metavar="IMAGE",
+        help="of waypoint pods; default: the controller's own",
+    )
     add("--ztunnel-account", action="append", help=f"namespace/account of node proxies; default {ZTUNNEL}")
     add("--max-certificate-ttl", type=float, default=86_400.0, metavar="SECONDS")
     return parser
@@ -117,6 +123,10 @@ def main() -> int:
             network=args.network,
             cluster_domain=args.cluster_domain,
             root_namespace=args.root_namespace,
+            waypoint=WaypointTemplate(
+                image=args.waypoint_image,
+                image_of=(os.environ.get("POD_NAMESPACE", ""), os.environ.get("POD_NAME", "")),
+            ),
         ),
         ztunnels=frozenset(args.ztunnel_account or (ZTUNNEL,)),
         max_ttl_s=args.max_certificate_ttl,

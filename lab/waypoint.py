@@ -2,7 +2,7 @@
 """What a waypoint pod needs in a lab beyond its manifest: Python, and the way to the controller. Pure.
 
 The Deployment of a waypoint is the one that a cluster gets. There, an image has Python and
-`istiod.istio-system.svc` is a Service; here, the lab's own Python runs it and the name leads
+`ambit-controller.istio-system.svc` is a Service; here, the lab's own Python runs it and the name leads
 to the machine's end of the node's link.
 """
 
@@ -20,7 +20,10 @@ from mesh.config.objects import RawObject
 REPOSITORY = Path(__file__).resolve().parents[1]
 MANAGED_LABEL = "gateway.istio.io/managed"
 MANAGED_BY = "istio.io-mesh-controller"
-CONTROLLER_NAMES = ("istiod.istio-system.svc", f"istiod.istio-system.svc.{CLUSTER_DOMAIN}")
+CONTROLLER_NAMES = (
+    "ambit-controller.istio-system.svc",
+    f"ambit-controller.istio-system.svc.{CLUSTER_DOMAIN}",
+)
 WAYPOINT_CLASS = "istio-waypoint"
 REVISION = "istio.io/rev"
 TOKEN_FILE = "istio-token"  # noqa: S105 - a name, no secret

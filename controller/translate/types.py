@@ -15,9 +15,12 @@ Severity = Literal["error", "warning"]
 class WaypointTemplate:
     """What the cluster's operator decides about waypoint pods."""
 
-    image: str = "ambit"
+    image: str = ""
+    """Empty: that of the pod below, and `ambit` where there is none."""
+    image_of: tuple[str, str] = ("", "")
+    """(namespace, name) of the controller's own pod: one image serves all our processes."""
     command: tuple[str, ...] = ("python", "-m", "waypoint")
-    controller: str = "https://istiod.istio-system.svc:15012"
+    controller: str = "https://ambit-controller.istio-system.svc:15012"
     """URL of the controller, as pods reach it."""
 
 

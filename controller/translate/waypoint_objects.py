@@ -7,6 +7,7 @@ Who writes them (files of a lab, the API of a cluster) is not known here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from controller.translate.fields import IllTypedError, root
@@ -40,6 +41,7 @@ Object = dict[str, Any]
 def derive_all(world: World) -> list[Object]:
     """Return the objects of all Gateways that we run; an object of that name which is another's stays his."""
     found = []
+    options = replace(world.options, waypoint=replace(world.options.waypoint, image=_image(world)))
     for gateway in world.all(GATEWAY_API, "Gateway"):
         if not managed(world, gateway):
             continue
@@ -48,7 +50,7 @@ def derive_all(world: World) -> list[Object]:
             world.problems.append(problem(gateway, ("spec", "listeners"), reason, "error"))
             continue
         _report(world, gateway)
-        for data in derive(gateway, world.options, traffic_type(world, gateway)):
+        for data in derive(gateway, options, traffic_type(world, gateway)):
             other = world.get("", data["kind"], gateway.namespace, gateway.name)
             if data["kind"] == "Deployment":
                 other = world.get("apps", "Deployment", gateway.namespace, gateway.name)
@@ -58,6 +60,19 @@ def derive_all(world: World) -> list[Object]:
                 continue
             found.append(data)
     return found
+
+
+def _image(world: World) -> str:
+    """Return the image of waypoints: the one that was asked for, else the controller's own."""
+    template = world.options.waypoint
+    if template.image:
+        return template.image
+    pod = world.get("", "Pod", *template.image_of)
+    containers = pod.spec.get("containers") if pod is not None else None
+    for container in containers if isinstance(containers, list) else ():
+        if isinstance(container, Mapping) and isinstance(container.get("image"), str):
+            return str(container["image"])
+    return "ambit"
 
 
 def _report(world: World, gateway: RawObject) -> None:
@@ -195,6 +210,7 @@ def _container(gateway: RawObject, options: Options) -> Object:
     return {
         "name": "waypoint",
         "image": options.waypoint.image,
+        "imagePullPolicy": "IfNotPresent",
         "command": list(options.waypoint.command),
         "env": _environment(gateway, options),
         "ports": [

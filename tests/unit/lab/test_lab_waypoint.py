@@ -66,7 +66,7 @@ def test_the_environment_is_that_of_the_pod() -> None:
         "INSTANCE_IP": "10.244.0.2",
         "NODE_NAME": "node1",
         "GATEWAY_NAME": "wp",
-        "XDS_ADDRESS": "https://istiod.istio-system.svc:15012",
+        "XDS_ADDRESS": "https://ambit-controller.istio-system.svc:15012",
     }
     assert {name: env[name] for name in wanted} == wanted
 
@@ -82,7 +82,7 @@ def test_token_and_root_are_where_the_environment_says() -> None:
 def test_the_controllers_name_leads_to_the_machines_end_of_the_nodes_link() -> None:
     (node,) = LAYOUT.nodes
     assert waypoint.aliases(pod(), node) == [
-        "198.18.3.1 istiod.istio-system.svc istiod.istio-system.svc.cluster.local"
+        "198.18.3.1 ambit-controller.istio-system.svc ambit-controller.istio-system.svc.cluster.local"
     ]
     assert podspec.hosts(pod(), ["10.244.0.2"], ["x y"]).splitlines()[-1] == "x y"
 

@@ -342,6 +342,21 @@ def test_the_operators_template_is_used() -> None:
     assert (container["image"], container["command"], env["XDS_ADDRESS"]) == ("r/a:1", ["w"], "https://c:1")
 
 
+def test_the_image_is_the_controllers_own_unless_one_is_named() -> None:
+    own = changed(
+        POD, metadata__name="c-1", metadata__labels={}, spec__containers=[{"name": "c", "image": "r/a:2"}]
+    )
+    for template, image in (
+        (WaypointTemplate(image_of=("shop", "c-1")), "r/a:2"),
+        (WaypointTemplate(image_of=("shop", "c-1"), image="r/b:3"), "r/b:3"),
+        (WaypointTemplate(image_of=("shop", "gone")), "ambit"),
+        (WaypointTemplate(), "ambit"),
+    ):
+        found = derived(GATEWAY, own, waypoint=template)
+        (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == image
+
+
 @pytest.mark.parametrize(
     ("text", "replicas", "problems"),
     [("3", 3, 0), ("0", 0, 0), ("1000", 1000, 0), ("1001", None, 1), ("-1", None, 1)],
