@@ -35,8 +35,15 @@ from mesh.runtime.clock import Clock, SystemClock
 from mesh.runtime.http import HttpServer, Request, Response, Route, json_response, text
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.runtime.version import VERSION
+from mesh.xds.destinations import (
+    DESTINATION_TYPE,
+    ENDPOINT_LABELS_TYPE,
+    encode_destination_policy,
+    encode_endpoint_labels,
+)
 from mesh.xds.encode import encode_address, encode_authorization
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, encode_http_authorization
+from mesh.xds.providers import AUTHORISER_TYPE, encode_authoriser
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.xds.routes import ROUTE_TABLE_TYPE, encode_route_table
 
@@ -93,10 +100,14 @@ class App:
                 ADDRESS_TYPE: encode_address,
                 AUTHORIZATION_TYPE: encode_authorization,
                 HTTP_AUTHORIZATION_TYPE: encode_http_authorization,
+                # Before the routes that name their subsets.
+                ENDPOINT_LABELS_TYPE: encode_endpoint_labels,
+                DESTINATION_TYPE: encode_destination_policy,
                 ROUTE_TABLE_TYPE: encode_route_table,
+                AUTHORISER_TYPE: encode_authoriser,
             },
             # A waypoint that learns of a service has its policies by then.
-            named_by_others=frozenset({AUTHORIZATION_TYPE, HTTP_AUTHORIZATION_TYPE}),
+            named_by_others=frozenset({AUTHORIZATION_TYPE, HTTP_AUTHORIZATION_TYPE, AUTHORISER_TYPE}),
         )
         self._snapshot = Snapshot(objects={})
         self._mesh: Mesh | None = None
@@ -219,7 +230,10 @@ class App:
                 },
                 AUTHORIZATION_TYPE: mesh.policies,
                 HTTP_AUTHORIZATION_TYPE: mesh.http_policies,
+                ENDPOINT_LABELS_TYPE: mesh.endpoint_labels,
+                DESTINATION_TYPE: mesh.destinations,
                 ROUTE_TABLE_TYPE: mesh.routes,
+                AUTHORISER_TYPE: mesh.authorisers,
             }
         )
         self._ads.publish(changes)
@@ -298,6 +312,7 @@ class App:
                 "policies": [_plain(policy) for policy in mesh.policies.values()],
                 "routes": [_plain(table) for table in mesh.routes.values()],
                 "httpPolicies": [_plain(policy) for policy in mesh.http_policies.values()],
+                "destinations": [_plain(policy) for policy in mesh.destinations.values()],
             }
         )
 

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.translate.authorization import Policy, translate_authorization
+from controller.translate.destination_rule import endpoint_labels, translate_destination_rules
 from controller.translate.gateway import Status, update_statuses
 from controller.translate.http_authorization import translate_http_authorization
 from controller.translate.http_route import Finding, translate_http_routes
 from controller.translate.members import Members
 from controller.translate.peer_authentication import PeerModes
 from controller.translate.pods import Instance, translate_pods
+from controller.translate.providers import translate_providers
 from controller.translate.route_status import route_statuses
 from controller.translate.service_entry import translate_service_entries
 from controller.translate.services import translate_services, unserved_slices
@@ -25,8 +27,10 @@ from controller.translate.waypoints import waypoint_pods
 from controller.translate.workload_entry import translate_workload_entries
 from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, World
 from mesh.config.objects import ObjectKey, RawObject
+from mesh.model.destination import DestinationPolicy, EndpointLabels
 from mesh.model.http_policy import HttpAuthorization
 from mesh.model.policy import Authorization
+from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname, Workload
@@ -38,6 +42,7 @@ READ = frozenset(
         *(("", kind) for kind in ("Namespace", "Node", "Pod", "Service")),
         ("discovery.k8s.io", "EndpointSlice"),
         ("ambit.io", "Enrollment"),
+        (ISTIO_NETWORKING, "DestinationRule"),
         (ISTIO_NETWORKING, "ServiceEntry"),
         (ISTIO_NETWORKING, "WorkloadEntry"),
         (ISTIO_SECURITY, "AuthorizationPolicy"),
@@ -77,6 +82,12 @@ class Mesh:
     """By resource name (`mesh.xds.routes.route_table_name`)."""
     http_policies: Mapping[str, HttpAuthorization]
     """Enforced by waypoints."""
+    destinations: Mapping[str, DestinationPolicy]
+    """How waypoints choose and reach endpoints, by resource name."""
+    endpoint_labels: Mapping[str, EndpointLabels]
+    """Labels that destinations ask for, by the workload's uid."""
+    authorisers: Mapping[str, Authoriser]
+    """Asked by waypoints, by the name that policies use."""
     waypoint_pods: frozenset[tuple[str, str, str]]
     """(namespace, name, uid) of the pods that may read all of this besides ztunnels."""
     derived: tuple[Object, ...]
@@ -103,7 +114,8 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         if not policy.everywhere:
             selecting.setdefault(policy.authorization.namespace, []).append(policy)
     workloads = {}
-    for instance, workload in members.joined():
+    joined = members.joined()
+    for instance, workload in joined:
         near = [*everywhere, *selecting.get(workload.namespace, [])]
         applied = _applied(instance, workload, near, modes)
         served.update({authorization.key: authorization for authorization in applied})
@@ -111,6 +123,10 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         workloads[workload.uid] = replace(workload, authorization_policies=names)
     routes = _routes(world, services, statuses)
     http_policies = translate_http_authorization(world, services)
+    destinations = translate_destination_rules(world, services)
+    labels = endpoint_labels(
+        destinations.values(), ((instance.labels, workload) for instance, workload in joined)
+    )
     derived = derive_all(world)
     _report_kinds(world)
     return Mesh(
@@ -119,6 +135,9 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         policies=served,
         routes=routes,
         http_policies=http_policies,
+        destinations=destinations,
+        endpoint_labels=labels,
+        authorisers=translate_providers(world, services),
         waypoint_pods=waypoint_pods(world),
         derived=tuple(derived),
         statuses=tuple(statuses),

@@ -22,6 +22,8 @@ class Balancer(enum.Enum):
 
     LEAST_REQUEST = "least_request"
     """Of two drawn by weight, the one with fewer open requests."""
+    PEAK_EWMA = "peak_ewma"
+    """Of two drawn by weight, the one whose latency (moving average, peaks at once) is less."""
     RANDOM = "random"
     ROUND_ROBIN = "round_robin"
     PASSTHROUGH = "passthrough"

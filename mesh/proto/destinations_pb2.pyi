@@ -77,10 +77,12 @@ class Balancing(_message.Message):
         RANDOM: _ClassVar[Balancing.Balancer]
         ROUND_ROBIN: _ClassVar[Balancing.Balancer]
         PASSTHROUGH: _ClassVar[Balancing.Balancer]
+        PEAK_EWMA: _ClassVar[Balancing.Balancer]
     LEAST_REQUEST: Balancing.Balancer
     RANDOM: Balancing.Balancer
     ROUND_ROBIN: Balancing.Balancer
     PASSTHROUGH: Balancing.Balancer
+    PEAK_EWMA: Balancing.Balancer
     BALANCER_FIELD_NUMBER: _ClassVar[int]
     HASH_FIELD_NUMBER: _ClassVar[int]
     LOCALITY_FIELD_NUMBER: _ClassVar[int]

@@ -22,13 +22,22 @@ from mesh.identity.token import TokenClaims, new_signing_key, sign_token
 from mesh.runtime.clock import SystemClock
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.xds.client import Node, Settings, XdsClient
+from mesh.xds.destinations import (
+    DESTINATION_TYPE,
+    ENDPOINT_LABELS_TYPE,
+    decode_destination_policy,
+    decode_endpoint_labels,
+)
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, decode_http_authorization
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Rejection, Update
 from mesh.xds.routes import ROUTE_TABLE_TYPE, decode_route_table
 from tests.support.eventually import eventually, eventually_async
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TYPES = (ADDRESS_TYPE, AUTHORIZATION_TYPE, HTTP_AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE)
+TYPES = (
+    *(ADDRESS_TYPE, AUTHORIZATION_TYPE, HTTP_AUTHORIZATION_TYPE),
+    *(ENDPOINT_LABELS_TYPE, DESTINATION_TYPE, ROUTE_TABLE_TYPE),
+)
 OBJECTS = """
 apiVersion: v1
 kind: Namespace
@@ -37,7 +46,7 @@ metadata: {name: shop, labels: {istio.io/use-waypoint: wp}}
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
-spec: {clusterIP: 10.96.0.20, ports: [{name: http, port: 80}]}
+spec: {clusterIP: 10.96.0.20, selector: {app: web}, ports: [{name: http, port: 80}]}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -52,9 +61,24 @@ status: {podIP: 10.244.0.9}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: web-1, namespace: shop, uid: u2}
+metadata: {name: web-1, namespace: shop, uid: u2, labels: {app: web, version: v2}}
 spec: {nodeName: n1, serviceAccountName: web}
 status: {podIP: 10.244.0.8}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-a, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.244.0.8], targetRef: {kind: Pod, name: web-1, namespace: shop}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec:
+  host: web
+  trafficPolicy: {connectionPool: {http: {http2MaxRequests: 7}}}
+  subsets: [{name: v2, labels: {version: v2}}]
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -168,6 +192,26 @@ def test_a_waypoint_reads_routes_and_policies_and_their_changes(controller: Cont
             await eventually_async(lambda: weights() == [7], "the changed route")
             (controller.state / "objects" / "route.yaml").unlink()
             await eventually_async(lambda: proxy.values[ROUTE_TABLE_TYPE] == {}, "the removed route")
+        finally:
+            await owner.close()
+
+    asyncio.run(main())
+
+
+def test_a_waypoint_reads_how_endpoints_are_chosen(controller: Controller) -> None:
+    async def main() -> None:
+        proxy, owner = Proxy(), TaskOwner("test")
+        client = client_of(controller, controller.token("wp-1", "u1", "wp"), proxy)
+        create_task(client.run(), name="xds", owner=owner)
+        try:
+            await asyncio.wait_for(client.wait_synced(), 30)
+            (policy,) = map(decode_destination_policy, proxy.values[DESTINATION_TYPE].values())
+            assert policy.sources == ("DestinationRule/shop/web",)
+            assert policy.policy.pool.max_requests == 7
+            assert [subset.labels for subset in policy.subsets] == [(("version", "v2"),)]
+            (labels,) = map(decode_endpoint_labels, proxy.values[ENDPOINT_LABELS_TYPE].values())
+            assert labels.uid.endswith("Pod/shop/web-1")
+            assert labels.labels == (("version", "v2"),)
         finally:
             await owner.close()
 
