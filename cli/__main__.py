@@ -22,6 +22,9 @@ VERBS: dict[str, Group] = {
         ("check", "cli.check", "see whether all is well, and what to do where it is not"),
         ("status", "cli.status", "nodes, control plane and pods at a glance"),
     ),
+    "Why does this (not) work?": (
+        ("why", "cli.why", "follow a connection hop by hop: what decides, and what mends it"),
+    ),
     "Who talks to whom": (
         ("stat", "cli.stat", "golden metrics: success, rate, latency"),
         ("edges", "cli.edges", "who talks to whom, with which identity, over mutual TLS or not"),

@@ -305,6 +305,80 @@ class Code(enum.Enum):
         "`ambit waypoint apply` makes it; or correct the label istio.io/use-waypoint",
     )
 
+    # What `why` finds.
+    SOURCE_STOPPED = (
+        "AMB3201",
+        EXIT_CHECK,
+        "The caller cannot connect at all: it does not run, or its node's proxy is away.",
+        "`ambit describe pod NS/NAME` and `ambit check` say what is missing",
+    )
+    NO_ENDPOINT = (
+        "AMB3202",
+        EXIT_CHECK,
+        "The service has no endpoint that may be chosen, so that connections to it are refused.",
+        "check the service's selector and the readiness of its pods",
+    )
+    NO_SUCH_PORT = (
+        "AMB3203",
+        EXIT_CHECK,
+        "The service does not have the port that was asked for.",
+        "use one of the service's ports, or add it to the Service",
+    )
+    NOT_ALLOWED = (
+        "AMB3204",
+        EXIT_CHECK,
+        "ALLOW policies apply to the destination and none of them names the caller: all else is denied.",
+        "add a rule for the caller's identity to one of the policies",
+    )
+    DENIED = (
+        "AMB3205",
+        EXIT_CHECK,
+        "A DENY policy matches the connection; it wins over every ALLOW.",
+        "narrow the rule so that it does not match the caller",
+    )
+    PLAINTEXT_REFUSED = (
+        "AMB3206",
+        EXIT_CHECK,
+        "The destination accepts mutual TLS only (PeerAuthentication STRICT); the caller is not in the mesh.",
+        "bring the caller into the mesh, or allow plaintext for the destination",
+    )
+    UNJUDGED = (
+        "AMB3207",
+        EXIT_CHECK,
+        "A policy of the destination is unknown or unreadable on its node: what cannot be judged is refused.",
+        "`ambit check` names the policy; `ambit lint` says what is wrong with it",
+    )
+    NOBODY_LISTENS = (
+        "AMB3208",
+        EXIT_CHECK,
+        "The mesh lets the connection through, but no process of the pod listens on that address and port.",
+        "start the application, correct the Service's targetPort, or listen on all addresses",
+    )
+    WAYPOINT_AWAY = (
+        "AMB3209",
+        EXIT_CHECK,
+        "The destination's waypoint has no ready instance; traffic is not sent past it.",
+        "`ambit waypoint status` says why; `ambit waypoint apply` makes it",
+    )
+    RESERVED_PORT = (
+        "AMB3210",
+        EXIT_CHECK,
+        "The port belongs to the mesh itself (15001, 15006, 15008); no application is behind it.",
+        "dial the application's own port",
+    )
+    DESTINATION_AWAY = (
+        "AMB3211",
+        EXIT_CHECK,
+        "The destination's node does not answer for it.",
+        "`ambit check` says what is wrong with that node",
+    )
+    REFUSED = (
+        "AMB3212",
+        EXIT_CHECK,
+        "A proxy on the way refuses the connection for the reason given.",
+        "the reason says whose doing it is; the logs of the nodes named say more",
+    )
+
     def __init__(self, code: str, exit_code: int, meaning: str, remedy: str) -> None:
         self.code = code
         self.exit_code = exit_code

@@ -75,8 +75,13 @@ class Pod:
 
     @property
     def enrolled(self) -> bool:
-        """Whether its traffic is captured."""
+        """Whether it is in the mesh in full."""
         return self.state == "enrolled"
+
+    @property
+    def captured(self) -> bool:
+        """Whether its connections go to ztunnel; that begins before enrolment is over."""
+        return self.enrolled or bool(self.details.get("captured"))
 
     @property
     def ended(self) -> bool:

@@ -34,6 +34,8 @@ class Part:
 
 
 CONTROLLER = Part("controller")
+Listener = tuple[str, int]
+"""Address (`0.0.0.0` and `::` are all) and port that a process listens on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +127,8 @@ class Target(Protocol):
         """Return cgroup directories that should be there and are not."""
         ...
 
-    def listening(self, namespace: str, pod: str) -> frozenset[int] | None:
-        """Return the TCP ports that a pod's own processes listen on; None: not to be found out."""
+    def listening(self, namespace: str, pod: str) -> frozenset[Listener] | None:
+        """Return where a pod's own processes listen for TCP; None: not to be found out."""
         ...
 
     def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:

@@ -10,14 +10,16 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from cli.codes import CliError, Code
-from cli.target import LABS, Answer, Part, Program, UnreachableError
+from cli.target import LABS, Answer, Listener, Part, Program, UnreachableError
 from lab import store
 from lab.errors import LabError
 from lab.layout import Layout
@@ -228,19 +230,17 @@ class LabTarget:
         paths = [self._layout.kubepods(node) for node in self._layout.node_names]
         return [str(path) for path in paths if not path.is_dir()]
 
-    def listening(self, namespace: str, pod: str) -> frozenset[int] | None:
-        """Return the ports of listening sockets in a pod's namespace, without ztunnel's."""
-        found: set[int] = set()
+    def listening(self, namespace: str, pod: str) -> frozenset[Listener] | None:
+        """Return the listening sockets of a pod's namespace, without ztunnel's."""
+        found: set[Listener] = set()
         try:
             with inside(self._layout.pod_netns(namespace, pod)):
                 for name in ("tcp", "tcp6"):
                     lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
-                    for fields in (line.split() for line in lines):
-                        if fields[3] == LISTEN:
-                            found.add(int(fields[1].rpartition(":")[2], 16))
+                    found |= {_listener(f[1]) for f in map(str.split, lines) if f[3] == LISTEN}
         except OSError:
             return None
-        return frozenset(found - RESERVED_PORTS)
+        return frozenset(one for one in found if one[1] not in RESERVED_PORTS)
 
     def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:
         """Change labels of an object of the lab."""
@@ -266,3 +266,10 @@ class LabTarget:
         with self._lock:
             self._snapshot = None
         return found
+
+
+def _listener(text: str) -> Listener:
+    """Read an address of /proc/net/tcp: 32-bit words in the host's byte order."""
+    digits, _, port = text.partition(":")
+    words = [int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)]
+    return str(ip_address(b"".join(words))), int(port, 16)
