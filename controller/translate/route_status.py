@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Status of HTTPRoutes: what each parent became, and what of the route is not honoured.
+"""Status of HTTPRoutes and GRPCRoutes: what each parent became, and what of the route is not honoured.
 
 Source: gateway-api RouteStatus; reasons and messages as Istio writes them.
 """
@@ -40,7 +40,7 @@ def _parent(parent: Parent, errors: list[Finding]) -> dict[str, Any]:
     refused = [finding for finding in errors if not finding.code]
     generation = route.metadata.get("generation")
     if parent.reason:
-        accepted = condition("Accepted", "False", "NoMatchingParent", parent.reason, generation)
+        accepted = condition("Accepted", "False", parent.code, parent.reason, generation)
     else:
         accepted = condition("Accepted", "True", "Accepted", "Route was valid", generation)
     if unresolved:

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.translate.http_route import HttpRoutes, translate_http_routes
+from controller.translate.gateway_route import GatewayRoutes
+from controller.translate.http_route import translate_http_routes
 from mesh.config.objects import RawObject, make_object
 from mesh.model.route import RouteTable
 from mesh.model.service import Service, ServicePort
@@ -52,7 +53,7 @@ def route(
     return make_object(data)
 
 
-def translated(*routes: RawObject) -> HttpRoutes:
+def translated(*routes: RawObject) -> GatewayRoutes:
     return translate_http_routes(routes, SERVICES, "cluster.local")
 
 
@@ -160,6 +161,20 @@ def test_a_port_of_the_parent_makes_a_table_of_its_own() -> None:
     assert [route_table_name(t) for t in made.tables.values()] == list(made.tables)
 
 
+def test_a_route_of_every_port_is_in_the_table_of_a_port_too() -> None:
+    of_port = route(
+        "parentRefs: [{group: '', kind: Service, name: echo, port: 80}]\n"
+        "rules: [{matches: [{path: {value: /v2}}], backendRefs: [{name: echo-v2, port: 80}]}]",
+        "port",
+    )
+    of_all = route("rules: [{backendRefs: [{name: echo-v1, port: 80}]}]", "all")
+    assert [backend(ask(table(of_port, of_all, port=80), path)) for path in ("/v2", "/")] == [
+        "echo-v2",
+        "echo-v1",
+    ]
+    assert [backend(ask(table(of_port, of_all), path)) for path in ("/v2", "/")] == ["echo-v1", "echo-v1"]
+
+
 def test_a_consumer_route_is_for_clients_of_its_own_namespace() -> None:
     consumer = route(
         "rules: [{backendRefs: [{name: echo-v1, namespace: mesh, port: 80}]}]", namespace="client"
@@ -226,6 +241,17 @@ rules:
     assert (plan.head.target, plan.head.authority, plan.head.headers) == ("/q", "h", [("x-a", "a")])
 
 
+def test_a_backend_may_be_named_by_its_host() -> None:
+    name = host("echo-v2").hostname
+    made = table(
+        route(
+            "rules: [{backendRefs: [{group: networking.istio.io, kind: Hostname,"
+            f" name: {name}, port: 80}}]}}]"
+        )
+    )
+    assert backend(ask(made, "/")) == "echo-v2"
+
+
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [
@@ -233,6 +259,7 @@ rules:
         ("{name: echo-v1, port: 81}", "BackendNotFound"),
         ("{name: echo-v1}", "UnsupportedValue"),
         ("{name: echo-v1, port: 80, kind: Secret}", "InvalidKind"),
+        ("{name: other.example, port: 80, group: networking.istio.io, kind: Hostname}", "BackendNotFound"),
         ("{name: echo-v1, port: 80, weight: -1}", "whole number"),
         ("{name: echo-v1, port: 80, filters: [{type: RequestMirror}]}", "not supported"),
     ],
@@ -252,6 +279,9 @@ def test_a_backend_that_cannot_be_answers_500_and_is_reported(reference: str, re
         ("matches: [{path: {value: x}}]", "begin with /"),
         ("filters: [{type: Unknown}]", "not supported"),
         ("filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]", "one of"),
+        ("filters: [{type: RequestRedirect, requestRedirect: {hostname: 5}}]", "must be text"),
+        ("filters: [{type: RequestRedirect, requestRedirect: {port: 0}}]", "port number"),
+        ("filters: [{type: URLRewrite, urlRewrite: {hostname: 5}}]", "must be text"),
         (
             "filters: [{type: RequestHeaderModifier,"
             ' requestHeaderModifier: {set: [{name: x, value: "a\\r\\nb: c"}]}}]',
