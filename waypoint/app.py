@@ -165,6 +165,7 @@ class App:
             upstreams=upstreams,
             pool=pool,
             pool2=pool2,
+            tasks=self._tasks,
             telemetry=Telemetry(self._recorder, config.access_log, self.clock.monotonic),
             call_later=_call_later,
             random=random.random,

@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from mesh.authz.http import Asked
 from mesh.identity.spiffe import SpiffeId
+from mesh.model.provider import Authoriser
+from mesh.model.route import HeaderOperations
 from mesh.model.service import AppProtocol, Service
 from mesh.model.workload import NamespacedHostname, Workload
 from mesh.net.sockets import DialError
+from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.state.balance import Random
 from mesh.telemetry.reasons import Reason
+from waypoint.filters.authoriser import Denied, Question, ask
 from waypoint.http.grpc import is_grpc
 from waypoint.http.message import BadMessageError, Framing, Headers, RequestHead
 from waypoint.http.path import normalise_path
+from waypoint.proxy.call import Open
 from waypoint.proxy.exchange import Exchange, ExchangeRecord
 from waypoint.proxy.pool import Pool
 from waypoint.proxy.pool2 import Http2Pool
 from waypoint.proxy.streams import CallLater, Downstream, Upstream, UpstreamEvents
 from waypoint.routing.plan import Answer, Forward, answer, plan_request
+from waypoint.routing.rewrite import change_headers
 from waypoint.tables import Tables
 from waypoint.telemetry import Client, Destination, Telemetry
 from waypoint.upstreams import Address, Upstreams, make_address, why_none
@@ -43,6 +50,7 @@ class Proxy:
     upstreams: Upstreams
     pool: Pool
     pool2: Http2Pool
+    tasks: TaskOwner
     telemetry: Telemetry
     call_later: CallLater
     random: Random
@@ -65,7 +73,7 @@ class Requests:
         proxy = self._proxy
         grpc = is_grpc(head.headers)
         self._clean(head)
-        plan = self._plan(head)
+        decision = self._decide(head)
         started_s = proxy.telemetry.monotonic()
         reached: list[Workload] = []
 
@@ -86,15 +94,19 @@ class Requests:
                 protocol="grpc" if grpc else "http",
             )
 
-        return Exchange(
+        exchange = Exchange(
             request=head,
-            plan=plan,
+            plan=None if isinstance(decision, Authoriser) else decision,
             downstream=downstream,
             connect=connect,
             call_later=proxy.call_later,
             random=proxy.random,
             on_done=done,
         )
+        if isinstance(decision, Authoriser):
+            asking = self._ask(exchange, head, decision)
+            create_task(asking, name=f"authoriser {decision.name}", owner=proxy.tasks)
+        return exchange
 
     def refused(self, error: BadMessageError) -> None:
         """Count and log a request that was not valid."""
@@ -128,28 +140,71 @@ class Requests:
             headers.append(("x-request-id", self._proxy.new_id()))
         head.headers = headers
 
-    def _plan(self, head: RequestHead) -> Forward | Answer:
-        service = self._destination.service
+    def _decide(self, head: RequestHead) -> Forward | Answer | Authoriser:
+        """Return what becomes of a request, or whom to ask."""
         try:
-            refusal = self._judge(head)
-            if refusal is not None:
-                return refusal
-            return plan_request(
-                head,
-                service=service.key if service is not None else _workload_key(self._destination),
-                port=self._destination.peer.port,
-                matcher=None
-                if service is None
-                else self._proxy.tables.routes(
-                    service.key, self._destination.peer.port, self._client.namespace
-                ),
-                random=self._proxy.random,
-            )
+            verdict = self._judge(head)
+            return verdict if verdict is not None else self._route(head)
         except BadMessageError as error:
             return answer(error.status, flag="DPE", detail=error.reason)
 
-    def _judge(self, head: RequestHead) -> Answer | None:
-        """Return the refusal of a request that policy does not allow."""
+    def _route(self, head: RequestHead) -> Forward | Answer:
+        service, port, proxy = self._destination.service, self._destination.peer.port, self._proxy
+        if service is None:
+            key, matcher = _workload_key(self._destination), None
+        else:
+            key, matcher = service.key, proxy.tables.routes(service.key, port, self._client.namespace)
+        return plan_request(head, service=key, port=port, matcher=matcher, random=proxy.random)
+
+    async def _ask(self, exchange: Exchange, head: RequestHead, provider: Authoriser) -> None:
+        """Ask an external authoriser and decide by its answer."""
+        client, destination = self._client.peer, self._destination
+        question = Question(
+            head=head,
+            source_address=str(client.address),
+            source_port=client.port,
+            source_principal=self._client.identity,
+            destination_address=str(destination.peer.address),
+            destination_port=destination.peer.port,
+            destination_principal=destination.workload.identity if destination.workload is not None else "",
+        )
+        found = await ask(provider, question, partial(self._open_provider, provider))
+        if isinstance(found, Denied):
+            exchange.decide(
+                Answer(
+                    status=found.status,
+                    headers=found.headers,
+                    body=found.body,
+                    flag="UAEX",
+                    detail=found.detail,
+                    source=f"extensionProvider/{provider.name}",
+                )
+            )
+            return
+        changes = HeaderOperations(set=tuple(found.set_headers), remove=found.remove_headers)
+        head.headers = change_headers(head.headers, changes)
+        try:
+            plan = self._route(head)
+        except BadMessageError as error:
+            plan = answer(error.status, flag="DPE", detail=error.reason)
+        if found.response_headers and isinstance(plan, Forward):
+            added = HeaderOperations(add=tuple(found.response_headers))
+            plan = replace(plan, response_headers=(*plan.response_headers, added))
+        exchange.decide(plan)
+
+    def _open_provider(self, provider: Authoriser, http2: bool) -> Open:
+        proxy = self._proxy
+        service = proxy.tables.service(provider.service)
+        endpoint = None
+        why = f"service {provider.service} is not known"
+        if service is not None:
+            endpoint = proxy.upstreams.choose(service, provider.port, frozenset())
+            why = why_none(proxy.tables, service, provider.port) if endpoint is None else ""
+        pool = proxy.pool2 if http2 else proxy.pool
+        return lambda events: pool.open(endpoint, why, events)
+
+    def _judge(self, head: RequestHead) -> Answer | Authoriser | None:
+        """Return the refusal of a request that policy does not allow, or who is to be asked of it."""
         service = self._destination.service
         guard = self._proxy.tables.guard(service.key if service is not None else None)
         if guard.unusable:
@@ -165,12 +220,18 @@ class Requests:
                 headers=head.headers,
             )
         )
-        if verdict.ask:
-            why = f"policy {verdict.policy} asks authoriser {verdict.ask}, which is not configured"
-            return self._denial(verdict.policy, Reason.POLICY_UNKNOWN, why)
         if not verdict.allowed:
             return self._denial(verdict.policy, Reason.POLICY_DENIED, verdict.reason)
-        return None
+        if not verdict.ask:
+            return None
+        provider = self._proxy.tables.provider(verdict.ask)
+        if provider is None:
+            why = (
+                f"CUSTOM policy {verdict.policy} asks provider {verdict.ask}, which MeshConfig's "
+                "extensionProviders do not define"
+            )
+            return self._denial(verdict.policy, Reason.POLICY_UNKNOWN, why)
+        return provider
 
     def asked(self, *, method: str, host: str, path: str, headers: Headers) -> Asked:
         """Collect what policies may ask; empty texts for a connection that is not HTTP."""

@@ -10,18 +10,20 @@ from __future__ import annotations
 from mesh.authz.http import HttpPolicies
 from mesh.model.address import IPAddress
 from mesh.model.http_policy import HttpAuthorization
+from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
 from mesh.model.workload import GatewayAddress, NamespacedHostname, Workload
 from mesh.state.store import Store
 from mesh.xds.decode import DecodeError
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, decode_http_authorization
+from mesh.xds.providers import AUTHORISER_TYPE, decode_authoriser
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from mesh.xds.routes import ROUTE_TABLE_TYPE, decode_route_table
 from mesh.xds.updates import decode_update
 from waypoint.routing.match import RouteMatcher
 
-TYPES = (ADDRESS_TYPE, HTTP_AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE)
+TYPES = (ADDRESS_TYPE, HTTP_AUTHORIZATION_TYPE, AUTHORISER_TYPE, ROUTE_TABLE_TYPE)
 """Type URLs that a waypoint asks for."""
 _Place = tuple[NamespacedHostname, int, str]
 
@@ -50,6 +52,7 @@ class Tables:
         self._matchers: dict[_Place, RouteMatcher] = {}
         self._policies: dict[str, HttpAuthorization] = {}
         self._broken: dict[str, str] = {}
+        self._providers: dict[str, Authoriser] = {}
         self._guards: dict[NamespacedHostname | None, Guard] = {}
 
     # --- writes
@@ -61,12 +64,14 @@ class Tables:
             self.store.apply(state)
             return rejections
         self._guards.clear()
-        take = self._take_policy if update.type_url == HTTP_AUTHORIZATION_TYPE else self._take_routes
+        take, drop = {
+            HTTP_AUTHORIZATION_TYPE: (self._take_policy, self._drop_policy),
+            ROUTE_TABLE_TYPE: (self._take_routes, self._drop_routes),
+            AUTHORISER_TYPE: (self._take_provider, self._drop_provider),
+        }[update.type_url]
         rejected = []
         for name in update.removed:
-            self._broken.pop(name, None)
-            self._policies.pop(name, None)
-            self._drop_routes(name)
+            drop(name)
         for resource in update.upserted:
             try:
                 take(resource.name, resource.value)
@@ -79,6 +84,10 @@ class Tables:
     def _take_policy(self, name: str, value: bytes) -> None:
         self._policies[name] = decode_http_authorization(value)
         self._broken.pop(name, None)
+
+    def _drop_policy(self, name: str) -> None:
+        self._broken.pop(name, None)
+        self._policies.pop(name, None)
 
     def _take_routes(self, name: str, value: bytes) -> None:
         table = decode_route_table(value)
@@ -93,7 +102,17 @@ class Tables:
         if place is not None:
             self._matchers.pop(place, None)
 
+    def _take_provider(self, name: str, value: bytes) -> None:
+        self._providers[name] = decode_authoriser(value)
+
+    def _drop_provider(self, name: str) -> None:
+        self._providers.pop(name, None)
+
     # --- reads
+
+    def provider(self, name: str) -> Authoriser | None:
+        """Find an external authoriser by the name that policies use."""
+        return self._providers.get(name)
 
     def routes(self, service: NamespacedHostname, port: int, client_namespace: str) -> RouteMatcher | None:
         """Find the routes of a service port, those for clients of one namespace first; None: it has none."""

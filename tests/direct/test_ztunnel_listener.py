@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
-from mesh.net.sockets import Peer
 from mesh.net.listener import ACCEPT_BATCH, Listener
+from mesh.net.sockets import Peer
 
 
 def bound() -> socket.socket:

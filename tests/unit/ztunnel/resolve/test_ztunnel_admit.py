@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.hbone.authority import parse_authority
 from mesh.model.address import format_host_port
 from mesh.model.workload import ApplicationProtocol, ApplicationTunnel, GatewayAddress
 from mesh.telemetry.reasons import Reason
 from tests.support.mesh_builders import key, member, service, store, workload
-from mesh.hbone.authority import parse_authority
 from ztunnel.resolve.admit import Admitted, Refused, admit
 
 LOCAL = workload("cart", "10.0.0.2", "fd00::2", services=member("cart"))
