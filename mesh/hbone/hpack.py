@@ -130,7 +130,10 @@ class HpackDecoder:
         while at < end:
             first = block[at]
             if first & 0x80:
-                index, at = _integer(block, at, 7)
+                if first == 0xFF:
+                    index, at = _integer(block, at, 7)
+                else:
+                    index, at = first & 0x7F, at + 1
                 header = self._get(index)
             elif first & 0xE0 == 0x20:
                 # `total` stays 0 until the first header: size updates come before it.
@@ -172,7 +175,8 @@ class HpackDecoder:
         self._entries.appendleft(header)
         self._size += size
         self.version += 1
-        self._evict()
+        if self._size > self._table_limit:
+            self._evict()
 
     def _resize(self, size: int) -> None:
         if size > self._max_table:
@@ -246,7 +250,11 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
     if at >= len(block):
         raise HpackError("the block ends before a string")
     compressed = block[at] & 0x80
-    length, at = _integer(block, at, 7)
+    length = block[at] & 0x7F
+    if length == 0x7F:
+        length, at = _integer(block, at, 7)
+    else:
+        at += 1
     end = at + length
     if end > len(block):
         raise HpackError("the block ends inside a string")

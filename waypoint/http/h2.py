@@ -27,6 +27,8 @@ _TURN_BYTES = 16 * 1024
 """What one stream may send before the next one's turn, when the connection's window is short."""
 _JOINED_BYTES = 4 * 1024
 """A DATA frame up to this size is one piece of output: cheaper to copy than to pass on in two."""
+_HEADERS = (frames.HEADERS << 8 | frames.END_HEADERS) << 32
+_HEADERS_LAST = _HEADERS | frames.END_STREAM << 32
 _ENDED = [bytes([flags | frames.END_STREAM]) for flags in range(256)]
 
 
@@ -95,9 +97,15 @@ class Http2Codec(Receiver):
 
     def _send_block(self, stream: Stream, block: bytes, *, end: bool) -> None:
         stream.head_turn, stream.head_at = self._turn, len(self.out)
-        self.out.append(
-            frames.headers(stream.id, block, end_stream=end, max_frame_bytes=frames.DEFAULT_FRAME)
-        )
+        size = len(block)
+        if size <= frames.DEFAULT_FRAME:
+            # Length, type HEADERS, flags, stream.
+            kind_and_flags = _HEADERS_LAST if end else _HEADERS
+            self.out.append((size << 48 | kind_and_flags | stream.id).to_bytes(9, "big") + block)
+        else:
+            self.out.append(
+                frames.headers(stream.id, block, end_stream=end, max_frame_bytes=frames.DEFAULT_FRAME)
+            )
 
     def send_data(self, stream: Stream, data: bytes) -> None:
         """Frame bytes of a body as far as the windows allow, queue the rest.
@@ -160,7 +168,7 @@ class Http2Codec(Receiver):
     def reset(self, stream: Stream, code: ErrorCode) -> None:
         """End a stream at once; what is queued on it is dropped, no further event of it follows."""
         if stream.open:
-            self._forget_reset(stream.id)
+            self._note_reset(stream.id)
             self._remove(stream)
             self.out.append(frames.rst_stream(stream.id, code))
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the peer's frames other than DATA do: requests, responses, credit, settings, signs of life. Pure.
+"""A connection's state, and what the peer's frames that carry no message do to it. Pure.
 
-Every rule that the peer can break here has the error that it earns: of the stream or of
-the connection (GOAWAY). What a frame costs us, its sender pays for.
+These are credit, resets, settings, signs of life, the end of the connection. Every rule
+that the peer can break here has the error that it earns: of the stream or of the
+connection (GOAWAY). What a frame costs us, its sender pays for.
 
-Source: RFC 9113 §5, §6, §8.
+Source: RFC 9113 §5, §6.
 """
 
 from __future__ import annotations
@@ -15,26 +16,21 @@ from collections.abc import Callable
 from mesh.hbone import frames
 from mesh.hbone.flow import Bucket, GrowthBudget, ReceiveWindow
 from mesh.hbone.frames import ConnectionFailedError, ErrorCode, StreamFailedError
-from mesh.hbone.hpack import HpackError, HpackFloodError
 from mesh.hbone.stream import Role
 from mesh.telemetry.reasons import Reason
-from waypoint.http.h2_fields import FieldReader
 from waypoint.http.h2_limits import MAX_WINDOW, Http2Limits
 from waypoint.http.h2_stream import ConnectionEvents, Stream
-from waypoint.http.message import BadMessageError, Framing, Headers
 
 _ASSUMED_STREAMS = 100
 """Streams opened before the peer's SETTINGS say how many it takes (RFC 9113 §6.5.2's minimum advice)."""
 _REMEMBERED_RESETS = 1024
 """Streams that we reset last: their frames still on the way are no fault of the peer."""
-_REMEMBERED_GAPS = 64
-"""Ranges of stream identifiers that a client skipped: such a stream never was."""
 _CRUMB_BYTES = 1024
 """Credit below this is counted against the flood limit."""
 
 
 class ControlFrames(ABC):
-    """Connection state, and what each frame of the peer other than DATA does to it."""
+    """Connection state, and what frames other than HEADERS, CONTINUATION and DATA do to it."""
 
     def __init__(
         self, role: Role, limits: Http2Limits, events: ConnectionEvents, now: Callable[[], float]
@@ -56,11 +52,7 @@ class ControlFrames(ABC):
         self._block: bytearray | None = None
         """Header block whose CONTINUATION frames are still to come."""
         self._block_stream = 0
-        self._block_end = False
-        self._continuations = 0
-        self._fields = FieldReader(limits)
         self._reset_here: dict[int, None] = {}
-        self._gaps: list[tuple[int, int]] = []
         self._growth = GrowthBudget(limits.growth_budget_bytes)
         self._control = Bucket(limits.control_burst, limits.control_per_s, now)
         self._resets = Bucket(limits.reset_burst, limits.reset_per_s, now)
@@ -84,30 +76,7 @@ class ControlFrames(ABC):
     @abstractmethod
     def _window_opened(self) -> None: ...
 
-    # --- Frames
-
-    def _take_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        self._check_order(kind, stream_id)
-        if kind == frames.HEADERS:
-            self._take_headers(flags, stream_id, payload)
-        elif kind == frames.WINDOW_UPDATE:
-            self._take_window_update(stream_id, payload)
-        elif kind == frames.CONTINUATION:
-            self._take_continuation(flags, stream_id, payload)
-        elif kind == frames.RST_STREAM:
-            self._take_reset(stream_id, payload)
-        elif kind == frames.PUSH_PROMISE:
-            raise ConnectionFailedError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE")
-        else:
-            self._spend("control frames")
-            if kind == frames.PING:
-                self._take_ping(flags, stream_id, payload)
-            elif kind == frames.SETTINGS:
-                self._take_settings(flags, stream_id, payload)
-            elif kind == frames.GOAWAY:
-                self._take_goaway(stream_id, payload)
-            elif kind == frames.PRIORITY:
-                self._take_priority(stream_id, payload)
+    # --- Order
 
     def _check_order(self, kind: int, stream_id: int) -> None:
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_stream):
@@ -123,159 +92,6 @@ class ControlFrames(ABC):
         if not stream_id or stream_id > opened or not stream_id & 1:
             raise ConnectionFailedError(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
 
-    # --- Header blocks
-
-    def _take_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if not stream_id & 1:
-            raise ConnectionFailedError(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
-        if flags & (frames.PADDED | frames.HAS_PRIORITY):
-            payload = self._strip(flags, stream_id, payload)
-        self._block_stream = stream_id
-        self._block_end = bool(flags & frames.END_STREAM)
-        if flags & frames.END_HEADERS:
-            self._take_block(payload)
-        else:
-            self._continuations = 0
-            self._block = bytearray(payload)
-
-    def _strip(self, flags: int, stream_id: int, payload: bytes) -> bytes:
-        begin, end = 0, len(payload)
-        if flags & frames.PADDED:
-            begin, end = 1, end - payload[0] if payload else -1
-        if flags & frames.HAS_PRIORITY:
-            if int.from_bytes(payload[begin : begin + 4], "big") & frames.MAX_STREAM_ID == stream_id:
-                raise ConnectionFailedError(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} depends on itself")
-            begin += 5
-        if begin > end:
-            raise ConnectionFailedError(
-                ErrorCode.PROTOCOL_ERROR, "HEADERS shorter than its padding or priority"
-            )
-        return payload[begin:end]
-
-    def _take_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
-        block = self._block
-        if block is None:
-            raise ConnectionFailedError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION outside a header block")
-        self._continuations += 1
-        block += payload
-        limits = self.limits
-        if self._continuations > limits.max_continuations or len(block) > limits.max_header_block_bytes:
-            raise self._calm(
-                f"header block of {len(block)} bytes in {self._continuations} CONTINUATION frames "
-                f"(limits {limits.max_header_block_bytes}, {limits.max_continuations})"
-            )
-        if flags & frames.END_HEADERS:
-            self._block = None
-            self._take_block(bytes(block))
-
-    def _take_block(self, block: bytes) -> None:
-        stream_id, end = self._block_stream, self._block_end
-        stream = self.streams.get(stream_id)
-        try:
-            if stream is not None:
-                self._take_more_headers(stream, block, end=end)
-            elif self.role is Role.SERVER and stream_id > self.last_peer_id:
-                self._take_request(stream_id, block, end=end)
-            else:
-                self._take_stray_headers(stream_id, block)
-        except HpackFloodError as error:
-            raise self._calm(str(error)) from error
-        except HpackError as error:
-            raise ConnectionFailedError(ErrorCode.COMPRESSION_ERROR, str(error)) from error
-
-    def _take_stray_headers(self, stream_id: int, block: bytes) -> None:
-        """Take a block on a stream that is gone: an error, unless we had reset the stream."""
-        self._check_known(stream_id, "HEADERS")
-        self._spend("HEADERS on closed streams")
-        self._fields.skip(block)
-        if self.role is Role.SERVER and stream_id not in self._reset_here:
-            skipped = any(first <= stream_id <= last for first, last in self._gaps)
-            raise ConnectionFailedError(
-                ErrorCode.PROTOCOL_ERROR if skipped else ErrorCode.STREAM_CLOSED,
-                f"HEADERS on stream {stream_id} after stream {self.last_peer_id}",
-            )
-
-    def _take_request(self, stream_id: int, block: bytes, *, end: bool) -> None:
-        if stream_id > self.last_peer_id + 2:
-            self._gaps = [*self._gaps[1 - _REMEMBERED_GAPS :], (self.last_peer_id + 1, stream_id - 1)]
-        self.last_peer_id = stream_id
-        if self.closing:
-            # Opened after our last GOAWAY: not acted on, so safe to retry elsewhere.
-            self._spend("streams after GOAWAY")
-            self._refuse(stream_id, block)
-            return
-        if len(self.streams) >= self.limits.max_streams:
-            self._spend_reset(f"more than {self.limits.max_streams} concurrent streams")
-            self._refuse(stream_id, block)
-            return
-        stream = Stream(stream_id, self._peer_initial_window, "")
-        stream.received_end = end
-        self.streams[stream_id] = stream
-        try:
-            head = self._fields.request(block, end=end)
-        except StreamFailedError as error:
-            self._fail_stream(stream, error)
-            self.events.on_refused(stream, BadMessageError(error.detail))
-            return
-        except BadMessageError as error:
-            self._spend_reset(error.reason)
-            self.events.on_refused(stream, error)
-            return
-        stream.method = head.method
-        if head.framing is Framing.LENGTH:
-            stream.expected = head.length
-        self.events.on_request(stream, head)
-        if end and stream.open and stream.events is not None:
-            stream.events.on_end([])
-
-    def _refuse(self, stream_id: int, block: bytes) -> None:
-        self._fields.skip(block)
-        self._forget_reset(stream_id)
-        self.out.append(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
-
-    def _take_more_headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
-        try:
-            self._read_more_headers(stream, block, end=end)
-        except StreamFailedError as error:
-            self._fail_stream(stream, error)
-        except BadMessageError as error:
-            self._fail_stream(stream, StreamFailedError(ErrorCode.ENHANCE_YOUR_CALM, error.reason))
-
-    def _read_more_headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
-        if stream.received_end:
-            self._fields.skip(block)
-            raise StreamFailedError(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
-        if self.role is Role.CLIENT and not stream.answered:
-            self._take_response(stream, block, end=end)
-            return
-        trailers = self._fields.trailers(block)
-        if not end:
-            raise StreamFailedError(ErrorCode.PROTOCOL_ERROR, "trailers that do not end the stream")
-        self._receive_end(stream, trailers)
-
-    def _take_response(self, stream: Stream, block: bytes, *, end: bool) -> None:
-        head = self._fields.response(block, stream.method, end=end)
-        if head.interim:
-            self._spend("interim responses")
-        else:
-            stream.answered = True
-            if head.framing is not Framing.CHUNKED:
-                stream.expected = head.length
-        if stream.events is not None:
-            stream.events.on_response(head)
-        if end and stream.open:
-            self._receive_end(stream, [])
-
-    def _receive_end(self, stream: Stream, trailers: Headers) -> None:
-        if stream.expected > 0:
-            detail = f"body ends {stream.expected} bytes short of its content-length"
-            raise StreamFailedError(ErrorCode.PROTOCOL_ERROR, detail)
-        stream.received_end = True
-        if stream.sent_end:
-            self._remove(stream)
-        if stream.events is not None:
-            stream.events.on_end(trailers)
-
     # --- Ends of streams
 
     def _remove(self, stream: Stream) -> None:
@@ -289,7 +105,7 @@ class ControlFrames(ABC):
             stream.receive.release()
         self.events.on_room()
 
-    def _forget_reset(self, stream_id: int) -> None:
+    def _note_reset(self, stream_id: int) -> None:
         """Note that we reset a stream: frames of it may still be on their way."""
         if len(self._reset_here) >= _REMEMBERED_RESETS:
             del self._reset_here[next(iter(self._reset_here))]

@@ -2,7 +2,7 @@
 """The half of the HTTP/2 codec that reads: bytes into frames, DATA frames into bytes of bodies. Pure.
 
 A DATA frame is never gathered: its payload is passed on as it arrives. Other frames are
-bounded before they are buffered, then go to `h2_control`.
+bounded before they are buffered, then go to `h2_headers` and `h2_control`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mesh.hbone import frames
 from mesh.hbone.frames import ConnectionFailedError, ErrorCode, StreamFailedError
 from mesh.hbone.stream import Role
 from mesh.telemetry.reasons import Reason
-from waypoint.http.h2_control import ControlFrames
+from waypoint.http.h2_headers import HeaderFrames
 from waypoint.http.h2_limits import Http2Limits
 from waypoint.http.h2_stream import ConnectionEvents, Stream
 
@@ -22,7 +22,7 @@ _frame_header = struct.Struct(">IBI").unpack_from
 """Length u24 and type u8 as one word, flags u8, reserved bit and stream u31."""
 
 
-class Receiver(ControlFrames):
+class Receiver(HeaderFrames):
     """The reading half of `Http2Codec`."""
 
     def __init__(
