@@ -11,6 +11,7 @@ import argparse
 import compileall
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import py_compile
@@ -177,10 +178,17 @@ def build(name: str, out: Path) -> list[Layer]:
         raise ImageError(
             f"run this with Python {PYTHON[0]}.{PYTHON[1]}, as the image has: it compiles the modules"
         )
-    recipe = Path(__file__).read_bytes()
     lock = (REPOSITORY / "requirements.lock").read_bytes()
-    system = cached("system-" + digest(recipe), f"Debian {RELEASE}: {', '.join(PACKAGES)}", system_tar)
-    packages = cached("packages-" + digest(recipe, lock), "packages of requirements.lock", packages_tar)
+    system = cached(
+        "system-" + digest(inspect.getsource(system_tar), *PACKAGES, *UNUSED),
+        f"Debian {RELEASE}: {', '.join(PACKAGES)}",
+        system_tar,
+    )
+    packages = cached(
+        "packages-" + digest(inspect.getsource(packages_tar), inspect.getsource(_packed), lock),
+        "packages of requirements.lock",
+        packages_tar,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ambit-image-") as directory:
         work = Path(directory)

@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +188,7 @@ def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="oci.py", description="Write an image of files of this machine.")
     parser.add_argument("--name", required=True, help="REPOSITORY:TAG")
+    parser.add_argument("--layer", action="append", default=[], type=Path, help="a tar, the first the lowest")
     parser.add_argument("--add", action="append", default=[], metavar="SOURCE=/PATH", help="one layer of all")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--entrypoint", action="append", default=[], metavar="ARGUMENT")
@@ -194,23 +196,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _layers(tars: list[Path], trees: list[tuple[Path, str]], work: Path) -> list[Layer]:
+    made = []
+    for number, tar in enumerate(tars):
+        made.append(compress(tar, work / f"{number}.gz", "a tar"))
+    if trees:
+        write_tree(trees, work / "files.tar")
+        made.append(compress(work / "files.tar", work / "files.gz", "files of the machine that built it"))
+    return made
+
+
 def main() -> int:
-    """Write an image of one layer."""
+    """Write an image of tars and files."""
     arguments = _parser().parse_args()
     trees = [(Path(source), target) for source, _, target in (item.partition("=") for item in arguments.add)]
-    out: Path = arguments.out
-    tar, blob = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tar", "gz"))
+    settings = Settings(env=tuple(arguments.env), entrypoint=tuple(arguments.entrypoint))
     try:
-        write_tree(trees, tar)
-        layer = compress(tar, blob, "files of the machine that built it")
-        settings = Settings(env=tuple(arguments.env), entrypoint=tuple(arguments.entrypoint))
-        write_image(arguments.name, [layer], settings, out)
+        with tempfile.TemporaryDirectory(prefix=".oci-", dir=arguments.out.parent) as work:
+            layers = _layers(arguments.layer, trees, Path(work))
+            write_image(arguments.name, layers, settings, arguments.out)
     except (ImageError, OSError) as error:
         print(f"oci.py: {error}", file=sys.stderr)
         return 1
-    finally:
-        tar.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
     return 0
 
 

@@ -15,6 +15,7 @@ image:
 	@tools/bootstrap runtime
 	@$(PYTHON) -m daemonset.images.build
 
-test-k8s: bootstrap
-	@[ "$$(id -u)" = 0 ] || { echo "make test-k8s needs root for nodes: sudo make test-k8s" >&2; exit 69; }
-	$(PYTEST) tests/k8s $(ARGS)
+# KEEP=1 leaves the cluster to look at.
+test-k8s: bootstrap image
+	@$(CLUSTER) up $(NODES)
+	@$(PYTEST) tests/k8s $(ARGS); status=$$?; [ -n "$(KEEP)" ] || $(CLUSTER) down; exit $$status

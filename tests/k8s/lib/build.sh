@@ -3,10 +3,11 @@
 # Builds the binaries and the cluster's own images into the cache; the key is a hash of their sources.
 
 LAST_GO=1.26
+TOOLS=curl,nginx-light,netcat-openbsd,iproute2,procps
 BUILD_KEY=$(cd "$SOURCES" && cat kube/go.mod kube/go.sum kube/*.go kube/pause/*.go coredns/go.mod coredns/go.sum \
-  coredns/*.go lib/build.sh | sha256sum | cut -c1-16)
+  coredns/*.go | sha256sum | cut -c1-16)
 BIN=$CACHE/$BUILD_KEY/bin
-IMAGES=$CACHE/$BUILD_KEY/images
+IMAGES=$CACHE/$BUILD_KEY/images-$(echo "$TOOLS" | sha256sum | cut -c1-8)
 COMPONENTS=(etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
 
 go_build() { # DIRECTORY PACKAGE OUTPUT [LDFLAGS]
@@ -37,11 +38,24 @@ build_binaries() {
   ) 9>"$BIN/.lock" || die "the build failed"
 }
 
-make_images() {
-  local name
+write_image() { # NAME ARGUMENT...
+  local name=$1
+  shift
+  [ -e "$IMAGES/$name.tar" ] ||
+    python3 "$SOURCES/../../daemonset/images/oci.py" --name "ambit.local/$name:1" "$@" "$IMAGES/$name.tar"
+}
+
+make_images() { # every node starts with these
   mkdir -p "$IMAGES"
-  for name in pause coredns; do
-    [ -e "$IMAGES/$name.tar" ] || python3 "$SOURCES/../../daemonset/images/oci.py" --name "ambit.local/$name:1" \
-      --add "$BIN/$name=/$name" --entrypoint "/$name" "$IMAGES/$name.tar"
-  done
+  write_image pause --add "$BIN/pause=/pause" --entrypoint /pause
+  write_image coredns --add "$BIN/coredns=/coredns" --entrypoint /coredns
+  [ ! -e "$IMAGES/tools.tar" ] || return 0
+  # What pods of tests run: programs that are none of ours.
+  install_packages mmdebstrap
+  say "making the image of tools"
+  mmdebstrap --quiet --mode=root --variant=essential --include="$TOOLS" --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$CACHE/$BUILD_KEY/tools.tar" ||
+    die "mmdebstrap could not make the image of tools"
+  write_image tools --layer "$CACHE/$BUILD_KEY/tools.tar"
+  rm "$CACHE/$BUILD_KEY/tools.tar"
 }

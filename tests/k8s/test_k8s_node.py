@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's part: what it may do, and that traffic outlives its restart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import ssl
+from http.client import HTTPSConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.k8s.bed import CLUSTER, SYSTEM, Space, get, kubectl, ok, run
+from tests.k8s.test_k8s_traffic import enrolled
+from tests.support.eventually import eventually
+
+AGENT = f"system:serviceaccount:{SYSTEM}:ztunnel"
+ANNOTATE = '{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}'
+NOT_READY = '{"status":{"conditions":[{"type":"Ready","status":"False"}]}}'
+
+
+def patch(space: Space, node: str, body: str) -> tuple[int, str]:
+    """Change a pod's status as the agent of a node does; kubectl would read it first."""
+    pki = Path(ok(run(str(CLUSTER), "kubeconfig")).strip()).parent
+    context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+    context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+    server = urlsplit(ok(kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")))
+    connection = HTTPSConnection(server.hostname or "", server.port, context=context, timeout=10)
+    path = f"/api/v1/namespaces/{space.name}/pods/web/status"
+    headers = {
+        "Content-Type": "application/merge-patch+json",
+        "Impersonate-User": AGENT,
+        "Impersonate-Extra-authentication.kubernetes.io%2fnode-name": node,
+    }
+    with contextlib.closing(connection):
+        connection.request("PATCH", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, str(json.loads(answer.read()).get("message", ""))
+
+
+def test_an_agent_writes_to_pods_of_its_own_node_only(outside: Space) -> None:
+    outside.server("web", node=2)
+    outside.ready()
+    code, message = patch(outside, "node1", ANNOTATE)
+    assert (code, "the node agent may write to pods of its own node only" in message) == (403, True), message
+    code, message = patch(outside, "node2", NOT_READY)
+    assert (code, "may change annotations only" in message) == (403, True), message
+    assert patch(outside, "node2", ANNOTATE)[0] == 200
+    assert outside.enrolled("web")
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [("get", "secrets"), ("create", "pods"), ("delete", "pods"), ("patch", "pods"), ("patch", "nodes")],
+)
+def test_an_agent_may_no_more_than_it_needs(verb: str, what: str) -> None:
+    answer = kubectl("auth", "can-i", verb, what, "--as", AGENT, "-A")
+    assert (answer.code, answer.out.strip()) == (1, "no")
+
+
+def test_connections_are_made_throughout_a_restart_of_both_nodes(space: Space) -> None:
+    space.server("web", node=2)
+    space.client("client", node=1)
+    enrolled(space, "web", "client")
+    ok(kubectl("-n", SYSTEM, "rollout", "restart", "daemonset/ambit-node"))
+    ok(kubectl("-n", SYSTEM, "rollout", "status", "daemonset/ambit-node", "--timeout=100s", timeout_s=110))
+    eventually(lambda: space.curl("client", "http://web/").code == 0, "requests pass again")
+    assert get("pod", "web", "-n", space.name)["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+def test_a_pod_that_is_gone_leaves_nothing_on_its_node(space: Space) -> None:
+    space.client("client", node=1)
+    enrolled(space, "client")
+    uid = get("pod", "client", "-n", space.name)["metadata"]["uid"]
+    pods = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:15016/pods').read().decode())"
+    (agent,) = (
+        pod["metadata"]["name"]
+        for pod in get("pods", "-n", SYSTEM, "-l", "app=ambit-node")["items"]
+        if pod["spec"]["nodeName"] == "node1"
+    )
+
+    def told() -> str:
+        return ok(kubectl("-n", SYSTEM, "exec", agent, "-c", "agent", "--", "python", "-c", pods))
+
+    assert re.search(uid, told())
+    ok(kubectl("-n", space.name, "delete", "pod", "client", "--wait=true"))
+    eventually(lambda: uid not in told(), "the agent has forgotten the pod")
