@@ -210,10 +210,9 @@ def _forward(
         if rule.rewrite.hostname is not None:
             authority = rule.rewrite.hostname
     headers = change_headers(change_headers(head.headers, rule.request_headers), backend.request_headers)
-    if headers is not head.headers:
-        headers, authority = _split_host(headers, authority, head.authority)
     changed = _with_target(head, path, query)
-    changed.headers = headers
+    if headers is not head.headers:
+        changed.headers, authority = _split_host(headers, authority, head.authority)
     changed.authority = authority
     return Forward(
         head=changed,

@@ -247,3 +247,14 @@ def test_responses_to_an_allowed_origin_are_marked() -> None:
     assert (
         forward(decide(request("/", ("origin", "https://b.example")), rule(cors=CORS))).response_headers == ()
     )
+
+
+@pytest.mark.parametrize("operations", [HeaderOperations(), HeaderOperations(add=(("x-a", "1"),))])
+@pytest.mark.parametrize("with_rule", [False, True])
+def test_the_host_travels_as_the_authority_and_never_twice(
+    operations: HeaderOperations, with_rule: bool
+) -> None:
+    plan = decide(request(), *([rule(request_headers=operations)] if with_rule else []))
+    assert isinstance(plan, Forward)
+    assert plan.head.authority == "product"
+    assert all(name != "host" for name, _ in plan.head.headers)
