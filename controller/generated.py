@@ -22,6 +22,9 @@ from controller.translate.waypoint_objects import Object
 from mesh.config.objects import ObjectKey, RawObject
 from mesh.config.source import DirectorySource
 
+OF_OTHERS = frozenset({"Service"})
+"""Kinds whose statuses a lab writes itself, whole: two copies would keep each other alive."""
+
 _log = logging.getLogger("controller.generated")
 
 
@@ -50,6 +53,8 @@ class Generated:
         for data in objects:
             wanted[self._path(data)] = data
         for entry in statuses:
+            if entry.obj.kind in OF_OTHERS:
+                continue
             key = entry.obj.key
             current[key] = stamped(entry.status, self._statuses.get(key, {}), now_s)
             metadata = {**entry.obj.metadata}

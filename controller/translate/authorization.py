@@ -39,6 +39,8 @@ L4_KEYS = (
 )
 L7_KEYS = ("remote.ip", "connection.sni", "request.", "experimental.")
 """Beginnings of the other keys of `when` that Istio knows."""
+UNSUPPORTED = "UnsupportedValue"
+"""Code of what ztunnel does not enforce."""
 _NEVER = "L7 attribute, which only a waypoint enforces"
 
 
@@ -83,9 +85,8 @@ def _translate(world: World, obj: RawObject) -> Policy | None:
     action = fields.choice("action", ("ALLOW", "DENY", "CUSTOM", "AUDIT"), "ALLOW")
     if action in ("CUSTOM", "AUDIT"):
         severity: Severity = "error" if action == "CUSTOM" else "warning"
-        world.problems.append(
-            problem(obj, ("spec", "action"), f"{action} is not enforced by ztunnel; no effect", severity)
-        )
+        reason = f"{action} is not enforced by ztunnel; no effect"
+        world.problems.append(problem(obj, ("spec", "action"), reason, severity, UNSUPPORTED))
         return None
     selector = _selector(fields)
     rules = []
@@ -163,13 +164,15 @@ def _rule(fields: Fields, action: Action, namespace: str) -> Rule | None:
     if complete:
         return tuple(clauses)
     if action is Action.ALLOW:
-        fields.report("", f"the rule needs an {_NEVER}; ztunnel omits it, and it allows nothing")
+        reason = f"the rule needs an {_NEVER}; ztunnel omits it, and it allows nothing"
+        fields.report("", reason, "warning", UNSUPPORTED)
         return None
     if any(all(match == Match() for match in clause) for clause in clauses):
         reason = f"the rule has a part with no attribute but an {_NEVER}; it denies nothing"
-        fields.report("", reason, "error")
+        fields.report("", reason, "error", UNSUPPORTED)
     else:
-        fields.report("", f"the rule has an {_NEVER}; ztunnel denies by the others alone")
+        reason = f"the rule has an {_NEVER}; ztunnel denies by the others alone"
+        fields.report("", reason, "warning", UNSUPPORTED)
     return tuple(clauses)
 
 

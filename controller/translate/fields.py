@@ -196,10 +196,10 @@ class Fields:
         for name in self.unknown():
             raise self.wrong(name, "field is not known")
 
-    def report(self, name: str, reason: str, severity: Severity = "warning") -> None:
+    def report(self, name: str, reason: str, severity: Severity = "warning", code: str = "") -> None:
         """Report a field; an empty name is the mapping itself."""
         path = (*self.path, name) if name else self.path
-        self._problems.append(problem(self.obj, path, reason, severity))
+        self._problems.append(problem(self.obj, path, reason, severity, code))
 
     def wrong(self, name: str, reason: str) -> IllTypedError:
         """Make the error of one field, to be raised."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from controller.translate.authorization import DRY_RUN, L4_KEYS, L7_KEYS
 from controller.translate.fields import MAX_PORT, Fields, IllTypedError, spec
 from controller.translate.waypoints import is_waypoint, is_waypoint_class
-from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, World
+from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, Outcome, World
 from mesh.authz.http import parse_text
 from mesh.config.objects import RawObject
 from mesh.model.http_policy import (
@@ -29,17 +29,28 @@ from mesh.model.http_policy import (
     Texts,
 )
 from mesh.model.service import Service
-from mesh.model.workload import NamespacedHostname
+from mesh.model.workload import NamespacedHostname, NetworkAddress
 
 MAX_TARGETS = 16
 ALL_WAYPOINTS = "*"
-_NOT_FOUND = "the policy has no effect until it does"
+_NOT_FOUND = "it has no effect there until that changes"
 
 
 @dataclass(slots=True, kw_only=True)
 class _Targets:
     services: list[NamespacedHostname] = field(default_factory=list)
     waypoints: list[str] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    """One of each service, Gateway or class that a reference stands for."""
+
+    def bound(self, message: str) -> None:
+        """Note a target that waypoints enforce the policy for."""
+        self.outcomes.append(Outcome(accepted=True, code="Accepted", message=message))
+
+    def lost(self, reference: Fields, code: str, reason: str) -> None:
+        """Note and report a target at which nobody enforces the policy."""
+        self.outcomes.append(Outcome(accepted=False, code=code, message=reason))
+        reference.report("name", f"{reason} ({code}); {_NOT_FOUND}", "error", code)
 
 
 def translate_http_authorization(
@@ -75,7 +86,10 @@ class _Translator:
             names = self._waypoints_here()
             consequence = f"the policy is unclear, so that waypoints of {self._obj.namespace} allow nothing"
             self._world.report(self._obj, error, consequence)
+            outcome = Outcome(accepted=False, code="Invalid", message=error.reason)
+            self._world.targets[self._obj.key] = [outcome]
             return self._make(_Targets(waypoints=names), HttpAction.ALLOW) if names else None
+        self._world.targets[self._obj.key] = targets.outcomes
         if not targets.services and not targets.waypoints:
             return None
         try:
@@ -158,17 +172,17 @@ class _Translator:
         targets.services.append(key)
         service = self._services.get(key)
         if service is None:
-            reference.report("name", f"service {key} does not exist (TargetNotFound); {_NOT_FOUND}", "error")
-        elif service.waypoint is None and not service.weighted_waypoints:
-            reason = f"service {key} is not bound to a waypoint (AncestorNotBound); {_NOT_FOUND}"
-            reference.report("name", reason, "error")
+            targets.lost(reference, "TargetNotFound", f"service {key} does not exist")
+        elif service.waypoint is None:
+            targets.lost(reference, "AncestorNotBound", f"service {key} is not bound to a waypoint")
+        else:
+            targets.bound(_named(service.waypoint.destination))
 
     def _service_entry(self, reference: Fields, name: str, targets: _Targets) -> None:
         namespace = self._obj.namespace
         entry = self._world.get(ISTIO_NETWORKING, "ServiceEntry", namespace, name)
         if entry is None:
-            reason = f"ServiceEntry {namespace}/{name} does not exist (TargetNotFound); {_NOT_FOUND}"
-            reference.report("name", reason, "error")
+            targets.lost(reference, "TargetNotFound", f"ServiceEntry {namespace}/{name} does not exist")
             return
         hosts = entry.spec.get("hosts")
         for host in hosts if isinstance(hosts, list) else []:
@@ -181,22 +195,21 @@ class _Translator:
         targets.waypoints.append(f"{namespace}/{name}")
         gateway = self._world.get(GATEWAY_API, "Gateway", namespace, name)
         if gateway is None:
-            reason = f"Gateway {namespace}/{name} does not exist (TargetNotFound); {_NOT_FOUND}"
-            reference.report("name", reason, "error")
+            targets.lost(reference, "TargetNotFound", f"Gateway {namespace}/{name} does not exist")
         elif not is_waypoint(self._world, gateway):
-            reference.report("name", f"Gateway {namespace}/{name} is no waypoint; no effect", "error")
+            targets.lost(reference, "Invalid", f"Gateway {namespace}/{name} is no waypoint")
+        else:
+            targets.bound(f"{namespace}/{name}")
 
     def _gateway_class(self, reference: Fields, name: str, targets: _Targets) -> None:
         root = self._world.options.root_namespace
         if self._obj.namespace != root:
-            reason = f"a GatewayClass is a target for policies of {root} only (Invalid); no effect"
-            reference.report("kind", reason, "error")
+            targets.lost(reference, "Invalid", f"a GatewayClass is a target for policies of {root} only")
         elif not is_waypoint_class(self._world, name):
-            reference.report(
-                "name", f"GatewayClass {name} is no waypoint class (Invalid); no effect", "error"
-            )
+            targets.lost(reference, "Invalid", f"GatewayClass {name} is no waypoint class")
         else:
             targets.waypoints.append(ALL_WAYPOINTS)
+            targets.bound(f"every waypoint of class {name}")
 
     # --- rules
 
@@ -286,6 +299,13 @@ class _Translator:
         if key == "source.principal":
             return tuple(s for value in fields.strings(name) for s in self._spellings(value))
         return fields.strings(name)
+
+
+def _named(waypoint: NamespacedHostname | NetworkAddress) -> str:
+    """Return a waypoint as `namespace/name`; one known by its address alone as that."""
+    if isinstance(waypoint, NamespacedHostname):
+        return f"{waypoint.namespace}/{waypoint.hostname.partition('.')[0]}"
+    return str(waypoint)
 
 
 def _members(fields: Fields, name: str, member: str) -> list[Fields]:

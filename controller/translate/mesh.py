@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.translate.authorization import Policy, translate_authorization
+from controller.translate.conditions import condition_statuses
 from controller.translate.destination_rule import endpoint_labels, translate_destination_rules
 from controller.translate.gateway import Status, update_statuses
 from controller.translate.http_authorization import translate_http_authorization
@@ -128,6 +129,7 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         destinations.values(), ((instance.labels, workload) for instance, workload in joined)
     )
     derived = derive_all(world)
+    statuses += condition_statuses(world)
     _report_kinds(world)
     return Mesh(
         workloads=workloads,

@@ -47,6 +47,8 @@ class Problem:
     file: str
     reason: str
     severity: Severity
+    code: str = ""
+    """Reason for the object's status, where it has one (`conditions.py`)."""
 
     def __str__(self) -> str:
         field = ".".join(str(step) for step in self.path)
@@ -54,8 +56,16 @@ class Problem:
         return f"{place}{self.severity}: {self.key}: {field}: {self.reason}"
 
 
-def problem(obj: RawObject, path: Path, reason: str, severity: Severity = "warning") -> Problem:
+def problem(
+    obj: RawObject, path: Path, reason: str, severity: Severity = "warning", code: str = ""
+) -> Problem:
     """Make a problem of the field at `path` of `obj`."""
     return Problem(
-        key=obj.key, path=path, line=obj.line_of(path), file=obj.file, reason=reason, severity=severity
+        key=obj.key,
+        path=path,
+        line=obj.line_of(path),
+        file=obj.file,
+        reason=reason,
+        severity=severity,
+        code=code,
     )

@@ -8,11 +8,11 @@ of a pod: the Gateway has to exist in the pod's namespace and be of a waypoint c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.translate.fields import MAX_PORT, Fields, IllTypedError, root
 from controller.translate.types import problem
-from controller.translate.world import GATEWAY_API, World
+from controller.translate.world import GATEWAY_API, Outcome, World
 from mesh.config.objects import Path, RawObject
 from mesh.model.address import parse_ip
 from mesh.model.service import WeightedWaypoint
@@ -83,6 +83,17 @@ def traffic_type(world: World, gateway: RawObject) -> str:
     return found if found is not None else "service"
 
 
+class NotAttachedError(IllTypedError):
+    """A waypoint cannot be used; `code` is Istio's reason."""
+
+    def __init__(self, code: str, reason: str, path: Path = ()) -> None:
+        super().__init__(path, f"{reason} ({code})")
+        self.code = code
+
+
+NOT_READY = "WaypointIsNotReady"
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """The waypoint that an object names, by its own labels or its namespace's."""
@@ -122,11 +133,16 @@ def waypoint_for(world: World, obj: RawObject, traffic: str) -> GatewayAddress |
     if reference is None:
         return None
     try:
-        return _resolve(world, obj, reference, traffic)
-    except IllTypedError as error:
+        found = _resolve(world, obj, reference, traffic)
+    except NotAttachedError as error:
         path: Path = ("metadata", "labels", USE_WAYPOINT)
         world.problems.append(problem(obj, path, f"{error.reason}; connections go directly"))
+        world.bindings[obj.key] = Outcome(accepted=False, code=error.code, message=error.reason)
         return None
+    if found is not None:
+        message = f"Successfully attached to waypoint {reference}"
+        world.bindings[obj.key] = Outcome(accepted=True, code="WaypointAccepted", message=message)
+    return found
 
 
 def weighted_waypoints(
@@ -142,10 +158,13 @@ def weighted_waypoints(
     try:
         weight = _weight(world, obj, reference)
         canary = _canary(world, obj, reference, primary)
-    except IllTypedError as error:
+    except NotAttachedError as error:
         path: Path = ("metadata", "labels", CANARY)
         reason = f"{error.reason}; the service's waypoint takes all connections"
         world.problems.append(problem(obj, path, reason))
+        bound = world.bindings[obj.key]
+        message = f"{bound.message}. Canary waypoint not attached: {error.reason}"
+        world.bindings[obj.key] = replace(bound, message=message)
         return ()
     if weight == 0:
         return ()
@@ -158,15 +177,15 @@ def weighted_waypoints(
 def _canary(world: World, obj: RawObject, reference: Reference, primary: GatewayAddress) -> GatewayAddress:
     canary = _resolve(world, obj, reference, "service")
     if canary is None:
-        raise IllTypedError((), f"waypoint {reference} does not serve services (UnsupportedTrafficType)")
+        raise NotAttachedError("UnsupportedTrafficType", f"waypoint {reference} does not serve services")
     if canary == primary:
-        raise IllTypedError((), f"waypoint {reference} is the service's waypoint (CanarySameAsPrimary)")
+        raise NotAttachedError("CanarySameAsPrimary", f"waypoint {reference} is the service's waypoint")
     gateway = world.get(GATEWAY_API, "Gateway", reference.namespace, reference.name)
     conditions = gateway.status.get("conditions") if gateway is not None else None
     found = [c for c in conditions if isinstance(c, Mapping)] if isinstance(conditions, list) else []
     # Other than for the waypoint itself, there is one to stand in for a canary that is lost.
     if any(c.get("type") == "Programmed" and c.get("status") != "True" for c in found):
-        raise IllTypedError((), f"waypoint {reference} is not ready (WaypointIsNotReady)")
+        raise NotAttachedError(NOT_READY, f"waypoint {reference} is not ready")
     return canary
 
 
@@ -176,9 +195,8 @@ def _weight(world: World, obj: RawObject, reference: Reference) -> int:
     holder = obj if reference.own else namespace
     text = holder.annotations.get(CANARY_WEIGHT, "0") if holder is not None else "0"
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 100):
-        raise IllTypedError(
-            (), f"{CANARY_WEIGHT} {text[:100]!r} is no number from 0 to 100 (CanaryInvalidWeight)"
-        )
+        reason = f"{CANARY_WEIGHT} {text[:100]!r} is no number from 0 to 100"
+        raise NotAttachedError("CanaryInvalidWeight", reason)
     return int(text)
 
 
@@ -186,31 +204,35 @@ def _resolve(world: World, obj: RawObject, reference: Reference, traffic: str) -
     """Return where a waypoint is; None: it is for other traffic, and only a namespace names it.
 
     Raises:
-        IllTypedError: it cannot be used; says why.
+        NotAttachedError: it cannot be used; says why.
     """
     gateway = world.get(GATEWAY_API, "Gateway", reference.namespace, reference.name)
     if gateway is None:
-        raise IllTypedError((), f"waypoint {reference} does not exist")
+        raise NotAttachedError(NOT_READY, f"waypoint {reference} does not exist")
     serves = traffic_type(world, gateway)
     if serves not in (traffic, "all"):
         if not reference.own:
             return None
-        reason = f"waypoint {reference} is for {serves}, not for {traffic} (UnsupportedTrafficType)"
-        raise IllTypedError((), reason)
+        reason = f"waypoint {reference} is for {serves}, not for {traffic}"
+        raise NotAttachedError("UnsupportedTrafficType", reason)
     try:
-        return _address(world, obj, gateway)
+        return _address(world, obj, gateway, reference)
+    except NotAttachedError:
+        raise
     except IllTypedError as error:
-        raise IllTypedError(error.path, f"waypoint {reference} is not usable: {error.reason}") from error
+        reason = f"waypoint {reference} is not usable: {error.reason}"
+        raise NotAttachedError(NOT_READY, reason, error.path) from error
 
 
-def _address(world: World, obj: RawObject, gateway: RawObject) -> GatewayAddress:
+def _address(world: World, obj: RawObject, gateway: RawObject, reference: Reference) -> GatewayAddress:
     fields = root(gateway, world.problems)
     port = 0
     for listener in fields.child("spec").children("listeners"):
         if listener.text("protocol") == "HBONE" and _admits(world, listener, obj, gateway):
             port = listener.integer("port", HBONE_PORT, 1, MAX_PORT)
     if not port:
-        raise IllTypedError((), f"no HBONE listener admits namespace {obj.namespace}")
+        reason = f"no HBONE listener of waypoint {reference} admits namespace {obj.namespace}"
+        raise NotAttachedError("AttachmentDenied", reason)
     for address in fields.child("status").children("addresses"):
         value = address.text("value")
         if address.text("type", "IPAddress") == "Hostname":
@@ -223,7 +245,7 @@ def _address(world: World, obj: RawObject, gateway: RawObject) -> GatewayAddress
         return GatewayAddress(destination=network, hbone_mtls_port=port)
     # Our own waypoints have an address when one of their pods has been ready (gateway.py).
     if is_waypoint(world, gateway) or world.get("", "Service", gateway.namespace, gateway.name) is None:
-        raise IllTypedError((), "it has no address yet (WaypointIsNotReady)")
+        raise NotAttachedError(NOT_READY, f"waypoint {reference} has no address yet")
     key = world.hostname(gateway.name, gateway.namespace)
     return GatewayAddress(destination=key, hbone_mtls_port=port)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from controller.translate.fields import IllTypedError
 from controller.translate.types import Options, Problem, problem
@@ -16,12 +17,25 @@ ISTIO_SECURITY = "security.istio.io"
 GATEWAY_API = "gateway.networking.k8s.io"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a reference, for a status."""
+
+    accepted: bool
+    code: str
+    message: str
+
+
 class World:
     """All objects, and the problems found so far; the one thing that translators share."""
 
     def __init__(self, objects: Mapping[ObjectKey, RawObject], options: Options) -> None:
         self.options = options
         self.problems: list[Problem] = []
+        self.bindings: dict[ObjectKey, Outcome] = {}
+        """What became of the waypoints that objects name."""
+        self.targets: dict[ObjectKey, list[Outcome]] = {}
+        """What became of the targets that policies name, one each."""
         self._objects = dict(objects)
         self._by_kind: dict[tuple[str, str], list[RawObject]] = {}
         for key in sorted(objects, key=lambda key: (key.group, key.kind, key.namespace, key.name)):
@@ -74,4 +88,4 @@ class World:
     def report(self, obj: RawObject, error: IllTypedError, consequence: str) -> None:
         """Report an ill-typed field and what became of the object."""
         reason = f"{error.reason}; {consequence}"
-        self.problems.append(problem(obj, error.path, reason, "error"))
+        self.problems.append(problem(obj, error.path, reason, "error", "Invalid"))

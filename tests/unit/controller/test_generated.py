@@ -88,3 +88,8 @@ def test_a_directory_that_cannot_be_written_is_told_not_raised(
     (tmp_path / "Service").write_text("a file where a directory should be")
     Generated(tmp_path).write([service()], [], NOW_S)
     assert "cannot be written" in caplog.text
+
+
+def test_statuses_that_a_lab_writes_itself_are_left_to_it(tmp_path: Path) -> None:
+    Generated(tmp_path).write([], [Status(obj=make_object(service()), status={"conditions": []})], NOW_S)
+    assert not list(tmp_path.glob("*/*/*.yaml"))

@@ -337,4 +337,6 @@ def test_waypoint_of_another_namespace_has_to_admit(allowed: str, attached: bool
     labels = namespace_with(use_waypoint="wp", use_waypoint_namespace="infra")
     found = mesh_of(service(), waypoint(allowed, "infra"), labels)
     assert (found.services[KEY].waypoint is not None) is attached
-    assert ["no HBONE listener admits" in p.reason for p in found.problems] == [True] * (not attached)
+    assert ["admits namespace shop (AttachmentDenied)" in p.reason for p in found.problems] == [True] * (
+        not attached
+    )
