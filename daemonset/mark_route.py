@@ -24,6 +24,9 @@ PRIORITY = 32764
 """Numbers of Istio's in-pod rule (`ip rule fwmark 0x111/0xfff pref 32764 lookup 100`)."""
 
 _ACCEPT = Path("/proc/sys/net/ipv4/tcp_fwmark_accept")
+"""What is accepted bears the mark of its SYN."""
+_REFLECT = tuple(Path(f"/proc/sys/net/{family}/fwmark_reflect") for family in ("ipv4", "ipv6"))
+"""So does the refusal of a closed port: without, it would leave the pod, and the dial would time out."""
 
 
 def install() -> None:
@@ -32,7 +35,7 @@ def install() -> None:
     Raises:
         OSError, NetlinkError: no permission, or the kernel refused.
     """
-    _ACCEPT.write_text("1")
+    _set_switches("1")
     with IPRoute() as route:
         loopback = _loopback(route)
         route.link("set", index=loopback, state="up")
@@ -48,7 +51,7 @@ def remove() -> None:
     Raises:
         OSError, NetlinkError: no permission.
     """
-    _ACCEPT.write_text("0")
+    _set_switches("0")
     with IPRoute() as route:
         loopback = _loopback(route)
         for family in _families():
@@ -57,6 +60,13 @@ def remove() -> None:
             # IPv6 answers ENOENT where IPv4 answers ESRCH; both go by themselves when lo goes down.
             with _tolerating(errno.ESRCH, errno.ENOENT):
                 route.route("del", **_local_route(family, loopback))
+
+
+def _set_switches(value: str) -> None:
+    _ACCEPT.write_text(value)
+    for path in _REFLECT:
+        if path.exists():  # A kernel without IPv6 has no such file.
+            path.write_text(value)
 
 
 def installed() -> bool:

@@ -90,8 +90,11 @@ class PodNamespace:
         """
         with self._entered():
             for version in ("ipv4", "ipv6"):
+                path = Path(f"/proc/sys/net/{version}/fwmark_reflect")
                 with contextlib.suppress(FileNotFoundError):
-                    Path(f"/proc/sys/net/{version}/fwmark_reflect").write_text("1")
+                    # The node agent has set it; in a container without privileges it could not be set here.
+                    if path.read_text().strip() != "1":
+                        path.write_text("1")
 
     def duplicate(self) -> int:
         """Return a new descriptor of the namespace, owned by the caller."""

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark route in a namespace: it can be set and taken away any number of times, whatever else went before."""
+"""The mark route in a namespace: set and taken away any number of times, whatever else went before."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,18 @@ def test_what_is_set_twice_is_taken_away_whole(space: netns.Netns) -> None:
     assert netns.run_in(space.fd, mark_route.installed)
     netns.run_in(space.fd, mark_route.remove)
     assert not netns.run_in(space.fd, mark_route.installed)
+
+
+def switches() -> set[str]:
+    names = ("ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect")
+    return {name for name in names if Path(f"/proc/sys/net/{name}").read_text().strip() == "1"}
+
+
+def test_the_mark_is_kept_by_what_is_accepted_and_what_is_refused(space: netns.Netns) -> None:
+    netns.run_in(space.fd, mark_route.install)
+    assert len(netns.run_in(space.fd, switches)) == 3
+    netns.run_in(space.fd, mark_route.remove)
+    assert not netns.run_in(space.fd, switches)
 
 
 def test_what_is_absent_is_no_error(space: netns.Netns) -> None:
