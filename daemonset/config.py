@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from daemonset.codes import Code
+from daemonset.pods import NEVER
 from mesh.model.address import IPAddress, parse_ip
 
 MAX_SOCKET_PATH = 107
@@ -62,8 +63,11 @@ class Settings:
     """For each of ztunnel's acknowledgements (Istio's ZDS deadline)."""
     unenroll_grace_s: float = 1.0
     """Between withdrawing a running pod and releasing it: a push to every peer takes less."""
-    plaintext_deadline_s: float | None = None
-    """How long connections from before capture may go on in plain; None: until they end by themselves."""
+    plaintext_deadline_s: float = 3600.0
+    """How long connections from before capture may go on in plain, STRICT or not; infinity: until they end.
+
+    Long enough for a transfer to finish, and an end, so that STRICT comes to hold for all there is.
+    """
     recovery_timeout_s: float = 5.0
     """For recovered pods to be found again before ztunnel may connect."""
     log_level: str = "info"
@@ -85,7 +89,6 @@ def parse(environment: Mapping[str, str]) -> Settings:
     admin_host, admin_port = read.address("AMBIT_AGENT_ADDR", "127.0.0.1:15016")
     metrics_host, metrics_port = read.address("AMBIT_AGENT_METRICS_ADDR", "0.0.0.0:15017")
     status_dir = environment.get("AMBIT_STATUS_DIR")
-    deadline_s = read.seconds("AMBIT_PLAINTEXT_DEADLINE_S", -1.0)
     objects = environment.get("AMBIT_OBJECTS")
     if objects == "":
         raise SettingError(
@@ -117,7 +120,7 @@ def parse(environment: Mapping[str, str]) -> Settings:
         cni_timeout_s=read.seconds("AMBIT_CNI_TIMEOUT_S", 30.0),
         ack_timeout_s=read.seconds("AMBIT_ACK_TIMEOUT_S", 5.0),
         unenroll_grace_s=read.seconds("AMBIT_UNENROLL_GRACE_S", 1.0),
-        plaintext_deadline_s=deadline_s if deadline_s >= 0 else None,
+        plaintext_deadline_s=read.seconds_or_never("AMBIT_PLAINTEXT_DEADLINE_S", 3600.0),
         recovery_timeout_s=read.seconds("AMBIT_RECOVERY_TIMEOUT_S", 5.0),
         log_level=environment.get("LOG_LEVEL", "info"),
         log_format=read.choice("LOG_FORMAT", "text", ("text", "json")),
@@ -159,6 +162,9 @@ class _Reader:
         if not 0 <= value < float("inf"):
             raise SettingError(f"{name}={text!r} is no number of at least 0")
         return value
+
+    def seconds_or_never(self, name: str, default: float) -> float:
+        return float("inf") if self._environment.get(name) == NEVER else self.seconds(name, default)
 
     def address(self, name: str, default: str) -> tuple[str, int]:
         text = self.text(name, default)

@@ -19,6 +19,8 @@ SIDECAR_ANNOTATION = "sidecar.istio.io/status"
 RESOLVERS_ANNOTATION = "ambit.io/resolvers"
 NON_TCP_ANNOTATION = "ambit.io/non-tcp"
 DEADLINE_ANNOTATION = "ambit.io/plaintext-deadline"
+NEVER = "never"
+"""For that deadline: there is none."""
 """Seconds after which connections from before capture are ended."""
 MAX_RESOLVERS = 3
 """Nameservers that a resolver library uses (resolv.conf(5), MAXNS); ztunnel has a port for each."""
@@ -48,7 +50,7 @@ class Pod:
     """Those that the object itself names: annotation, else dnsConfig; see `resolvers`."""
     dns_policy: str = "ClusterFirst"
     plaintext_deadline_s: float | None = None
-    """When to end connections that are older than capture; None: as the node says."""
+    """When to end connections that are older than capture; None: as the node says; infinity: never."""
 
     @property
     def key(self) -> str:
@@ -144,11 +146,13 @@ def _deadline(annotations: Mapping[str, str]) -> float | None:
     if text is None:
         return None
     try:
-        value = float(text)
+        value = float("inf") if text == NEVER else float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise MalformedPodError(f"annotation {DEADLINE_ANNOTATION}: {text!r} is no number of seconds")
+    if not value >= 0 or (value == float("inf") and text != NEVER):
+        raise MalformedPodError(
+            f"annotation {DEADLINE_ANNOTATION}: {text!r} is neither a number of seconds nor `{NEVER}`"
+        )
     return value
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class AgentSteps:
     tasks: TaskOwner
     """Holds the waits for plaintext deadlines."""
     grace_s: float
-    plaintext_deadline_s: float | None
+    plaintext_deadline_s: float
 
     async def do(self, step: Step, subject: Subject) -> enroll.NetnsReplaced | None:
         """Do one step (see `Steps.do`)."""
@@ -249,11 +250,11 @@ class AgentSteps:
         _log.warning(
             "%d connections from before capture go on in plain %s: %s",
             len(subject.older),
-            "until they end" if deadline_s is None else f"for {deadline_s:g} s",
+            f"for {deadline_s:g} s" if math.isfinite(deadline_s) else "until they end",
             ", ".join(str(item) for item in subject.older[:MAX_LISTED]),
             extra=fields({"pod": subject.pod.key, "uid": subject.pod.uid}),
         )
-        if deadline_s is not None:
+        if math.isfinite(deadline_s):
             create_task(
                 self._end_older(subject, subject.older_of, deadline_s),
                 name=f"plaintext deadline of {subject.pod.key}",

@@ -75,6 +75,17 @@ static __always_inline int from_within(struct bpf_sk_lookup *ctx, u64 cookie, co
 	return pod && pod_owns(pod, &flow->source) && pod_owns(pod, &flow->destination);
 }
 
+/* A datagram for no connected socket: an answer that ztunnel or the pod awaits does not come here. */
+static __always_inline int datagram(struct bpf_sk_lookup *ctx, u64 cookie, const struct ambit_flow *flow)
+{
+	struct ambit_pod *pod = pods.lookup(&cookie);
+
+	if (!pod || !(pod->flags & AMBIT_POD_DENY_NON_TCP) || from_within(ctx, cookie, flow))
+		return SK_PASS;
+	count(AMBIT_C_NON_TCP_DENIED);
+	return SK_DROP;
+}
+
 int sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	u64 cookie = own_cookie();
@@ -83,13 +94,13 @@ int sk_lookup(struct bpf_sk_lookup *ctx)
 	void *own;
 	u32 hash;
 
-	if (ctx->protocol != AMBIT_TCP)
-		return SK_PASS;
 	__builtin_memset(&flow, 0, sizeof(flow));
 	AMBIT_READ(&flow.source, ctx->family, ctx->remote_ip4, ctx->remote_ip6);
 	AMBIT_READ(&flow.destination, ctx->family, ctx->local_ip4, ctx->local_ip6);
 	flow.source_port = ctx->remote_port;
 	flow.destination_port = bpf_htons(port);
+	if (ctx->protocol != AMBIT_TCP)
+		return datagram(ctx, cookie, &flow);
 	hash = flow_hash(&flow.source, flow.source_port) ^ flow_hash(&flow.destination, port);
 	own = records.lookup(&cookie);
 	if (capture_port(port)) {

@@ -148,6 +148,21 @@ class TestDenyNonTcp:
     def test_dns_still_works(self, app: Worker, how: str) -> None:
         assert app.call("ask", "10.96.0.10", 53, how) == ["four0", ["10.96.0.10", 53]]
 
+    @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+    def test_a_datagram_from_outside_reaches_no_socket_of_the_pod(
+        self, node: Node, pod: Pod, app: Worker, family: str
+    ) -> None:
+        app.run(ANSWER)
+        host, number = ("0.0.0.0", "AF_INET") if family == "ipv4" else ("::", "AF_INET6")
+        app.run(f"answer({host!r}, 7777, 'own', socket.{number})")
+        outside = node.pod("b").worker()
+        outside.run(ASK)
+        with node.counting() as grown:
+            assert outside.call("ask", getattr(pod, family), 7777, "connected") in ("ECONNREFUSED", "TIMEOUT")
+        assert grown == {"non_tcp_denied": 1}
+        pod.enroll(resolvers=tuple(ip_address(text) for text in RESOLVERS))
+        assert outside.call("ask", getattr(pod, family), 7777, "connected")[0] == "own", "control"
+
     def test_udp_within_the_pod_still_works(self, pod: Pod, app: Worker) -> None:
         app.run(ANSWER)
         app.run("answer('0.0.0.0', 7777, 'own', socket.AF_INET)")

@@ -14,12 +14,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def pod(
-    name: str, node: str, *, account: str = "default", command: str = "[sleep, infinity]", extra: str = ""
+    name: str,
+    node: str,
+    *,
+    account: str = "default",
+    command: str = "[sleep, infinity]",
+    extra: str = "",
+    annotations: str = "",
 ) -> str:
     return f"""
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: shop, labels: {{app: {name}{extra}}}}}
+metadata: {{name: {name}, namespace: shop, labels: {{app: {name}{extra}}}, annotations: {{{annotations}}}}}
 spec:
   nodeName: {node}
   serviceAccountName: {account}
@@ -72,6 +78,39 @@ CALL = (
 )
 
 
+PAGE = "Directory listing"
+"""What the server's answer holds, and no answer of the mesh does."""
+
+DIAL = """
+import os, socket, ssl, sys
+host, port, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+sock.settimeout(3)
+kind, _, value = how.partition("=")
+if kind == "mark":
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(value, 0))
+if kind == "uid":
+    os.setresuid(int(value), int(value), int(value))
+if kind == "port":
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("", int(value)))
+data = b""
+try:
+    sock.connect((host, port))
+    if kind == "tls":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        sock = context.wrap_socket(sock)
+    sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    while more := sock.recv(65536):
+        data += more
+except OSError as error:
+    print("ended by", type(error).__name__)
+print("answer:", data.decode("latin-1"))
+"""
+"""Dial one address in one way and print what came back."""
+
+
 class Lab:
     """One lab by its name; `up` and `down` are the fixture's."""
 
@@ -112,5 +151,40 @@ class Lab:
         with urllib.request.urlopen(f"http://{self.controller}{path}", timeout=5) as answer:
             return json.load(answer)
 
-    def log(self, node: str) -> str:
-        return (self.state / "nodes" / node / "ztunnel.log").read_text()
+    def log(self, node: str, program: str = "ztunnel") -> str:
+        return (self.state / "nodes" / node / f"{program}.log").read_text()
+
+    def addresses(self, name: str) -> dict[int, str]:
+        """Addresses of a pod by IP version, as the controller knows them."""
+        (found,) = [w for w in self.admin("/debug/registry")["workloads"] if w["name"] == name]
+        return {6 if ":" in address else 4: address for address in found["addresses"]}
+
+    def uid(self, name: str) -> str:
+        """The uid of a pod, which its cgroup is named by."""
+        found = json.loads(self.ambit("get", "pod", "-n", "shop", name, "-o", "json"))
+        return str(found["metadata"]["uid"])
+
+
+def dial(lab: Lab, client: str, host: str, port: int, how: str = "plain") -> str:
+    """Dial from a pod; return what the program printed."""
+    done = lab.run("exec", f"shop/{client}", "--", "/usr/bin/python3", "-c", DIAL, host, str(port), how)
+    assert "answer:" in done.stdout, done.stderr
+    return done.stdout
+
+
+def in_namespace(
+    netns: str, directory: Path, program: str, *arguments: str, cgroup: Path | None = None
+) -> str:
+    """Run a program as the node's root in a network namespace, and in a cgroup if one is named."""
+    path = directory / "program.py"
+    path.write_text(program)
+    enter = (f"echo 0 > {cgroup}/cgroup.procs; " if cgroup else "") + 'exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", enter, "-", "ip", "netns", "exec", netns, "/usr/bin/python3", str(path), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert "answer:" in done.stdout, done.stderr
+    return done.stdout

@@ -368,6 +368,31 @@ def test_probes_of_the_node_reach_the_application_and_other_connections_do_not(b
     leave(bed, web)
 
 
+@pytest.fixture
+def hasty(bed: Bed) -> Iterator[Bed]:
+    """The node with an agent that ends older connections at once."""
+    assert bed.agent is not None
+    bed.stop(bed.agent)
+    bed.start_agent(AMBIT_PLAINTEXT_DEADLINE_S="0.3")
+    yield bed
+    assert bed.agent is not None
+    bed.stop(bed.agent)
+    bed.start_agent()
+
+
+def test_connections_from_before_capture_end_when_the_node_says_so(hasty: Bed) -> None:
+    web = Pod(hasty, "olderhasty", run=False)
+    server = inside(web.netns, lambda: socket.create_server((web.ip, 9000)))
+    client = inside(hasty.node, lambda: socket.create_connection((web.ip, 9000), timeout=15))
+    accepted, _ = server.accept()
+    with server, client, accepted:
+        hasty.write(web.object(started=False))
+        assert hasty.cni("ADD", web)["result"] == "enrolled"
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        eventually(lambda: hasty.pod_state(web)["older_connections"] == [])
+
+
 @pytest.mark.parametrize("deadline", [None, "0.3"])
 def test_connections_from_before_capture_are_listed_and_end_when_told(bed: Bed, deadline: str | None) -> None:
     web = Pod(bed, f"older{deadline is None}".lower(), run=False)

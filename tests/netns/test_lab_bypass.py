@@ -7,12 +7,11 @@ What the hooks do with each is in tests/bpf/test_bypass.py; here a real server a
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab_bed import MANIFEST, STRICT, Lab, pod
+from lab_bed import DIAL, MANIFEST, PAGE, STRICT, Lab, dial, in_namespace, pod
 
 from tests.support.eventually import eventually
 
@@ -23,38 +22,6 @@ pytestmark = [
 ]
 
 LAB = Lab("bypass")
-PAGE = "Directory listing"
-"""What the server's answer holds, and no answer of the mesh does."""
-
-DIAL = """
-import os, socket, ssl, sys
-host, port, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-sock.settimeout(3)
-kind, _, value = how.partition("=")
-if kind == "mark":
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(value, 0))
-if kind == "uid":
-    os.setresuid(int(value), int(value), int(value))
-if kind == "port":
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("", int(value)))
-data = b""
-try:
-    sock.connect((host, port))
-    if kind == "tls":
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        sock = context.wrap_socket(sock)
-    sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
-    while more := sock.recv(65536):
-        data += more
-except OSError as error:
-    print("ended by", type(error).__name__)
-print("answer:", data.decode("latin-1"))
-"""
-"""Dial one address in one way and print what came back."""
-
 STACK = """
 import random, socket, struct, subprocess, sys
 host, port = sys.argv[1], int(sys.argv[2])
@@ -119,30 +86,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def server(lab: Lab) -> dict[int, str]:
     """Addresses of the server's pod by IP version."""
-    (found,) = [w for w in lab.admin("/debug/registry")["workloads"] if w["name"] == "server"]
-    return {6 if ":" in address else 4: address for address in found["addresses"]}
-
-
-def dial(lab: Lab, client: str, host: str, port: int, how: str = "plain") -> str:
-    """Dial from a pod; return what the program printed."""
-    done = lab.run("exec", f"shop/{client}", "--", "/usr/bin/python3", "-c", DIAL, host, str(port), how)
-    assert "answer:" in done.stdout, done.stderr
-    return done.stdout
-
-
-def in_namespace(netns: str, directory: Path, program: str, *arguments: str) -> str:
-    """Run a program as the node's root in a network namespace; return what it printed."""
-    path = directory / "program.py"
-    path.write_text(program)
-    done = subprocess.run(
-        ["ip", "netns", "exec", netns, "/usr/bin/python3", str(path), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert "answer:" in done.stdout, done.stderr
-    return done.stdout
+    return lab.addresses("server")
 
 
 def test_control_a_meshed_client_reads_the_page(lab: Lab, server: dict[int, str]) -> None:
@@ -197,8 +141,7 @@ def test_a_meshed_client_with_them_is_still_carried_with_its_identity(
 
 
 def test_a_tcp_stack_of_the_clients_own(lab: Lab, server: dict[int, str], tmp_path: Path) -> None:
-    (friend,) = [w for w in lab.admin("/debug/registry")["workloads"] if w["name"] == "friend"]
-    address = next(a for a in friend["addresses"] if ":" not in a)
+    address = lab.addresses("friend")[4]
     # Run by the node: the pod itself may not write firewall rules, a privileged one may.
     done = in_namespace(f"ambit-{lab.name}-shop-friend", tmp_path, STACK, server[4], "8080", address)
     assert "handshake done" in done

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def test_what_is_given_is_taken() -> None:
     assert settings.excluded_namespaces == frozenset()
     assert settings.ack_timeout_s == 0.5
     assert settings.log_format == "json"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 3600), ("0", 0), ("0.5", 0.5), ("never", inf)])
+def test_a_plaintext_deadline_is_finite_unless_told_otherwise(text: str, seconds: float) -> None:
+    settings = config.parse(FULL | {"AMBIT_PLAINTEXT_DEADLINE_S": text})
+    assert settings.plaintext_deadline_s == seconds
 
 
 def test_without_directories_the_objects_are_a_clusters() -> None:

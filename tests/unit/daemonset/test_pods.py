@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from ipaddress import ip_address
+from math import inf
 from typing import Any
 
 import pytest
@@ -151,6 +152,13 @@ def test_resolvers_are_what_the_kubelet_writes(
 def test_a_plaintext_deadline_is_read_in_seconds() -> None:
     assert pod().plaintext_deadline_s is None
     assert pod(metadata__annotations={pods.DEADLINE_ANNOTATION: "0.5"}).plaintext_deadline_s == 0.5
+    assert pod(metadata__annotations={pods.DEADLINE_ANNOTATION: "never"}).plaintext_deadline_s == inf
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "inf", "nan"])
+def test_a_plaintext_deadline_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(pods.MalformedPodError, match=r"neither a number of seconds nor `never`"):
+        pod(metadata__annotations={pods.DEADLINE_ANNOTATION: text})
 
 
 def test_resolv_conf_gives_three_servers_in_order_without_the_unusable() -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,7 @@ class Setting:
             clock=Time(),
             tasks=self.tasks,
             grace_s=0.0,
-            plaintext_deadline_s=None,
+            plaintext_deadline_s=inf,
         )
         pod = Pod(uid="u1", namespace="shop", name="web", addresses=(ip_address("10.1.0.5"),))
         self.subject = Subject(pod=pod)
