@@ -36,7 +36,7 @@ class Generated:
         self._statuses: dict[ObjectKey, Mapping[str, Any]] = {
             key: obj.status for key, obj in DirectorySource([directory]).read().objects.items() if obj.status
         }
-        self._texts: dict[Path, bytes] = {}
+        self._written: dict[Path, Mapping[str, Any]] = {}
 
     def with_statuses(self, objects: Mapping[ObjectKey, RawObject]) -> dict[ObjectKey, RawObject]:
         """Return the objects with the statuses that were written last."""
@@ -64,9 +64,10 @@ class Generated:
             wanted[self._path(whole)] = whole
         self._statuses = current
         for path, each in wanted.items():
-            self._write(path, _dump(each))
+            if self._written.get(path) != each:
+                self._write(path, each)
         for path in set(self._directory.glob("*/*/*.yaml")) - wanted.keys():
-            self._texts.pop(path, None)
+            self._written.pop(path, None)
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
@@ -77,17 +78,17 @@ class Generated:
         namespace = str(metadata.get("namespace") or "_")
         return self._directory / str(data["kind"]) / namespace / f"{metadata['name']}.yaml"
 
-    def _write(self, path: Path, text: bytes) -> None:
+    def _write(self, path: Path, data: Mapping[str, Any]) -> None:
+        text = _dump(data)
         try:
-            if self._texts.get(path) == text or (path.exists() and path.read_bytes() == text):
-                self._texts[path] = text
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, text, 0o644)
+            if not path.exists() or path.read_bytes() != text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(path, text, 0o644)
         except OSError as error:
+            self._written.pop(path, None)
             _log.warning("%s cannot be written: %s", path, error.strerror)
         else:
-            self._texts[path] = text
+            self._written[path] = data
 
 
 def stamped(status: Any, before: Any, now_s: float) -> Any:
