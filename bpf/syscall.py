@@ -9,6 +9,7 @@ import errno
 import os
 import platform
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ _BTF_LOAD, _LINK_CREATE, _LINK_UPDATE = 18, 28, 29
 _BPF_F_REPLACE = 4
 _LICENSE = b"Dual BSD/GPL\0"
 _LOG_BYTES = 1 << 20
+_REFILLS_S = (0.001, 0.004, 0.016, 0.064)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,7 +134,14 @@ def map_update(fd: int, key: bytes, value: bytes, what: str, flags: int = 0) -> 
     """Write one entry; raises BpfError that names `what`."""
     k = ctypes.create_string_buffer(key, len(key))
     v = ctypes.create_string_buffer(value, len(value))
-    result = _bpf(_UPDATE, struct.pack("=IIQQQ", fd, 0, _pointer(k), _pointer(v), flags))
+    attributes = struct.pack("=IIQQQ", fd, 0, _pointer(k), _pointer(v), flags)
+    result = _bpf(_UPDATE, attributes)
+    for wait_s in _REFILLS_S:
+        if result != -errno.ENOMEM:
+            break
+        # Entries come from a small per-processor stock that the kernel refills at its next interrupt.
+        time.sleep(wait_s)
+        result = _bpf(_UPDATE, attributes)
     if result < 0:
         raise _failed(result, what)
 

@@ -40,6 +40,22 @@ def test_absent_key_is_none_and_no_error(monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(syscall.map_keys(3, 8)) == []
 
 
+@pytest.mark.parametrize("failures", [1, 4, 5])
+def test_an_update_waits_for_the_kernel_to_refill_its_stock(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    answers = iter([-errno.ENOMEM] * failures + [0])
+    waited: list[float] = []
+    monkeypatch.setattr(syscall, "_bpf", lambda command, attributes: next(answers))
+    monkeypatch.setattr(syscall.time, "sleep", waited.append)
+    if failures == 5:
+        with pytest.raises(BpfError, match="cannot write map pods.*no memory"):
+            syscall.map_update(3, b"k" * 8, b"v", "cannot write map pods")
+    else:
+        syscall.map_update(3, b"k" * 8, b"v", "cannot write map pods")
+    assert waited == [0.001, 0.004, 0.016, 0.064][:failures]
+
+
 @pytest.mark.parametrize("call", [syscall.map_lookup, lambda fd, key, size: syscall.map_delete(fd, key)])
 def test_other_faults_are_errors(monkeypatch: pytest.MonkeyPatch, call) -> None:  # type: ignore[no-untyped-def]
     answer(monkeypatch, -errno.EBADF)
