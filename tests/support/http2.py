@@ -12,6 +12,7 @@ from mesh.hbone import frames
 from mesh.hbone.frames import ConnectionFailedError, ErrorCode
 from mesh.hbone.hpack import Header, encode
 from mesh.hbone.stream import Role
+from mesh.telemetry.reasons import Reason
 from tests.support.h2peer import split
 from waypoint.http.h2 import Http2Codec
 from waypoint.http.h2_fields import encode_request, encode_response
@@ -196,3 +197,80 @@ def heads(stream_id: int, fields: list[Header], *, end: bool = False) -> bytes:
 def data(stream_id: int, payload: bytes, *, end: bool = False, flags: int = 0) -> bytes:
     """Encode DATA."""
     return frames.frame(frames.DATA, flags | (frames.END_STREAM if end else 0), stream_id, payload)
+
+
+@dataclass
+class Appointment:
+    """A timer of `Loop`."""
+
+    at_s: float
+    callback: Callable[[], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """Time by hand: `call_later` and `now` of connections, `run` and `advance` for tests."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.appointments: list[Appointment] = []
+
+    def now(self) -> float:
+        return self.now_s
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Appointment:
+        self.appointments.append(Appointment(self.now_s + seconds, callback))
+        return self.appointments[-1]
+
+    def advance(self, seconds: float = 0.0) -> None:
+        """Let time pass and what is due happen, in order."""
+        until = self.now_s + seconds
+        while True:
+            self.appointments = [a for a in self.appointments if not a.cancelled]
+            due = [a for a in self.appointments if a.at_s <= until]
+            if not due:
+                break
+            first = min(due, key=lambda a: a.at_s)
+            self.appointments.remove(first)
+            self.now_s = max(self.now_s, first.at_s)
+            first.callback()
+        self.now_s = until
+
+
+@dataclass
+class Wire:
+    """The far end of a connection: what was written to it and done with it."""
+
+    data: bytearray = field(default_factory=bytearray)
+    writes: int = 0
+    ended: bool = False
+    aborted: Reason | None = None
+    paused: bool = False
+
+    def start(self, peer: object, owner: object) -> None:
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> None:
+        assert not self.ended, "nothing is written after the end"
+        self.data += data
+        self.writes += 1
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def abort(self, reason: Reason) -> None:
+        self.aborted = reason
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def take(self) -> bytes:
+        data = bytes(self.data)
+        self.data.clear()
+        return data

@@ -151,6 +151,8 @@ class Http2Try(StreamSide):
         stream = self._stream = client.open(self, self._head)
         for data in self._kept or ():
             client.codec.send_data(stream, data)
+        if self._kept_bytes > _KEPT_BYTES:
+            self._kept = None
         if self._trailers is not None:
             self._send_end(client, stream, self._trailers)
         client.wake()

@@ -59,7 +59,11 @@ class Http2Connection(ABC):
         self._began_s = self._heard_s = self._idle_s = now()
         self._partial_s: float | None = None
         self._pinged_s: float | None = None
-        self._timer: Timer | None = call_later(self.limits.handshake_timeout_s, self._on_tick)
+        bounds = self.limits
+        self._longest_tick_s = min(bounds.head_timeout_s, bounds.keepalive_timeout_s, bounds.idle_timeout_s)
+        """A deadline that begins between two ticks is not missed by the second."""
+        first_s = min(bounds.handshake_timeout_s, self._longest_tick_s)
+        self._timer: Timer | None = call_later(first_s, self._on_tick)
 
     @property
     def idle(self) -> bool:
@@ -101,7 +105,8 @@ class Http2Connection(ABC):
         except ConnectionFailedError as error:
             self._give_up(self._explain(error, data), by_peer=False)
             return
-        self._scheduled = scheduled
+        finally:
+            self._scheduled = scheduled
         if codec.mid_frame:
             self._partial_s = self._partial_s or self._heard_s
         else:
@@ -215,7 +220,7 @@ class Http2Connection(ABC):
         """See which deadline has passed; one timer serves them all, so that none is set per request."""
         self._timer = None
         now, limits, codec = self._now(), self.limits, self.codec
-        deadlines = [now + limits.head_timeout_s, now + limits.keepalive_timeout_s]
+        deadlines = [now + self._longest_tick_s]
         if not codec.settled:
             if not self._due(deadlines, now, self._began_s + limits.handshake_timeout_s):
                 self._end_late(
