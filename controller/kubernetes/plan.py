@@ -66,7 +66,8 @@ def _status(entry: Status, live: Live, now_s: float) -> Write | None:
     wanted = merged(entry.status, there.status, now_s)
     if contains(there.status, wanted):
         return None
-    metadata = {"resourceVersion": there.metadata.get("resourceVersion")}
+    # Of the version that the status was made from: it may hold conditions of others.
+    metadata = {"resourceVersion": entry.obj.metadata.get("resourceVersion")}
     return Write(
         key=there.key,
         path=f"{path_of(there)}/status",

@@ -13,7 +13,7 @@ from pathlib import Path
 from controller.ca.issue import Authority
 from controller.ca.store import StoreError
 from controller.kubernetes.ca_secret import SECRET, open_secret_authority
-from controller.kubernetes.kinds import KINDS
+from controller.kubernetes.kinds import kinds
 from controller.kubernetes.lease import Leadership
 from controller.kubernetes.token_review import TokenReviewer
 from controller.kubernetes.writer import Writer
@@ -50,7 +50,7 @@ async def open_cluster(
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{os.getpid()}"
     leadership = Leadership(client, namespace, identity, clock)
     writer = Writer(client, leadership, clock)
-    source = KubernetesSource(client, KINDS, clock=clock)
+    source = KubernetesSource(client, kinds(namespace), clock=clock)
     _log.info("on the cluster of %s as replica %s", client.server, identity)
     return Platform(
         source=source,

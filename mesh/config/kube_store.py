@@ -25,13 +25,16 @@ class Kind:
     plural: str
     custom: bool = False
     """Defined by a CustomResourceDefinition: it may be absent, and come later."""
+    namespace: str = ""
+    """Where it is followed; empty: everywhere."""
     field_selector: str = ""
     label_selector: str = ""
 
     def path(self, version: str) -> str:
-        """The collection over all namespaces."""
+        """The collection in its namespace, or over all of them."""
         base = f"/apis/{self.group}" if self.group else "/api"
-        return f"{base}/{version}/{self.plural}"
+        where = f"namespaces/{self.namespace}/" if self.namespace else ""
+        return f"{base}/{version}/{where}{self.plural}"
 
     @property
     def definition(self) -> str:
@@ -45,7 +48,9 @@ class Kind:
         return {name: value for name, value in pairs.items() if value}
 
     def __str__(self) -> str:
-        return f"{self.kind} ({self.group})" if self.group else self.kind
+        name = f"{self.kind} ({self.group})" if self.group else self.kind
+        only = self.field_selector or self.label_selector
+        return f"{name} {only}" if only else name
 
 
 @dataclass(slots=True)
