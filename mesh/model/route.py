@@ -44,6 +44,8 @@ class PathMatch:
     kind: PathKind
     value: str
     ignore_case: bool = False
+    invert: bool = False
+    """Holds when the comparison does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,8 @@ class RequestMatch:
     authority: ValueMatch | None = None
     headers: tuple[ValueMatch, ...] = ()
     query: tuple[ValueMatch, ...] = ()
+    more_paths: tuple[PathMatch, ...] = ()
+    """Further comparisons of the path; rewrites look at `path` only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

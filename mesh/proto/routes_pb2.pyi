@@ -111,21 +111,23 @@ class Cors(_message.Message):
     def __init__(self, origins: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ..., methods: _Optional[_Iterable[str]] = ..., headers: _Optional[_Iterable[str]] = ..., expose: _Optional[_Iterable[str]] = ..., max_age_s: _Optional[int] = ..., credentials: _Optional[bool] = ..., forward_unmatched: _Optional[bool] = ...) -> None: ...
 
 class RequestMatch(_message.Message):
-    __slots__ = ("path", "method", "authority", "headers", "query")
+    __slots__ = ("path", "method", "authority", "headers", "query", "more_paths")
     PATH_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     AUTHORITY_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
+    MORE_PATHS_FIELD_NUMBER: _ClassVar[int]
     path: PathMatch
     method: ValueMatch
     authority: ValueMatch
     headers: _containers.RepeatedCompositeFieldContainer[ValueMatch]
     query: _containers.RepeatedCompositeFieldContainer[ValueMatch]
-    def __init__(self, path: _Optional[_Union[PathMatch, _Mapping]] = ..., method: _Optional[_Union[ValueMatch, _Mapping]] = ..., authority: _Optional[_Union[ValueMatch, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ..., query: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ...) -> None: ...
+    more_paths: _containers.RepeatedCompositeFieldContainer[PathMatch]
+    def __init__(self, path: _Optional[_Union[PathMatch, _Mapping]] = ..., method: _Optional[_Union[ValueMatch, _Mapping]] = ..., authority: _Optional[_Union[ValueMatch, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ..., query: _Optional[_Iterable[_Union[ValueMatch, _Mapping]]] = ..., more_paths: _Optional[_Iterable[_Union[PathMatch, _Mapping]]] = ...) -> None: ...
 
 class PathMatch(_message.Message):
-    __slots__ = ("kind", "value", "ignore_case")
+    __slots__ = ("kind", "value", "ignore_case", "invert")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         EXACT: _ClassVar[PathMatch.Kind]
@@ -139,10 +141,12 @@ class PathMatch(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     IGNORE_CASE_FIELD_NUMBER: _ClassVar[int]
+    INVERT_FIELD_NUMBER: _ClassVar[int]
     kind: PathMatch.Kind
     value: str
     ignore_case: bool
-    def __init__(self, kind: _Optional[_Union[PathMatch.Kind, str]] = ..., value: _Optional[str] = ..., ignore_case: _Optional[bool] = ...) -> None: ...
+    invert: bool
+    def __init__(self, kind: _Optional[_Union[PathMatch.Kind, str]] = ..., value: _Optional[str] = ..., ignore_case: _Optional[bool] = ..., invert: _Optional[bool] = ...) -> None: ...
 
 class ValueMatch(_message.Message):
     __slots__ = ("name", "kind", "value", "invert")

@@ -236,32 +236,38 @@ def _milliseconds(seconds: float | None) -> int:
 
 def _encode_match(match: RequestMatch) -> pb.RequestMatch:
     return pb.RequestMatch(
-        path=None
-        if match.path is None
-        else pb.PathMatch(
-            kind=match.path.kind.name, value=match.path.value, ignore_case=match.path.ignore_case
-        ),
+        path=None if match.path is None else _encode_path(match.path),
         method=None if match.method is None else _encode_value(match.method),
         authority=None if match.authority is None else _encode_value(match.authority),
         headers=[_encode_value(header) for header in match.headers],
         query=[_encode_value(parameter) for parameter in match.query],
+        more_paths=[_encode_path(path) for path in match.more_paths],
     )
 
 
 def _decode_match(message: pb.RequestMatch) -> RequestMatch:
-    path = None
-    if message.HasField("path"):
-        path = PathMatch(
-            kind=PathKind[pb.PathMatch.Kind.Name(message.path.kind)],
-            value=message.path.value,
-            ignore_case=message.path.ignore_case,
-        )
     return RequestMatch(
-        path=path,
+        path=_decode_path(message.path) if message.HasField("path") else None,
         method=_decode_value(message.method) if message.HasField("method") else None,
         authority=_decode_value(message.authority) if message.HasField("authority") else None,
         headers=tuple(_decode_value(header) for header in message.headers),
         query=tuple(_decode_value(parameter) for parameter in message.query),
+        more_paths=tuple(_decode_path(path) for path in message.more_paths),
+    )
+
+
+def _encode_path(path: PathMatch) -> pb.PathMatch:
+    return pb.PathMatch(
+        kind=path.kind.name, value=path.value, ignore_case=path.ignore_case, invert=path.invert
+    )
+
+
+def _decode_path(message: pb.PathMatch) -> PathMatch:
+    return PathMatch(
+        kind=PathKind[pb.PathMatch.Kind.Name(message.kind)],
+        value=message.value,
+        ignore_case=message.ignore_case,
+        invert=message.invert,
     )
 
 

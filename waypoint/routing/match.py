@@ -13,24 +13,31 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from mesh.model.route import PathKind, PathMatch, RequestMatch, RouteRule, RouteTable, ValueKind, ValueMatch
+from waypoint.http.message import Headers
 
 Predicate = Callable[["Request"], bool]
 
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """What a decision may look at.
-
-    `path` is the normalised path without its query; `headers` maps lower-case
-    names to the value that counts: of repeated fields the first (Gateway API).
-    """
+    """What a decision may look at; `path` is the normalised path without its query."""
 
     method: str
     authority: str
     path: str
     query: str
-    headers: Mapping[str, str]
+    fields: Headers
+    _headers: dict[str, str] | None = None
     _query_values: dict[str, str] | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Lower-case names to the value that counts: of repeated fields the first (Gateway API)."""
+        if self._headers is None:
+            self._headers = {}
+            for name, value in self.fields:
+                self._headers.setdefault(name, value)
+        return self._headers
 
     def query_value(self, name: str) -> str | None:
         """Return the first value of a query parameter; names are case-sensitive."""
@@ -83,8 +90,8 @@ class RouteMatcher:
 
 def _compile(match: RequestMatch) -> Sequence[Predicate]:
     predicates: list[Predicate] = []
-    if match.path is not None:
-        predicates.append(_compile_path(match.path))
+    paths = match.more_paths if match.path is None else (match.path, *match.more_paths)
+    predicates.extend(_compile_path(path) for path in paths)
     if match.method is not None:
         test = compile_value(match.method)
         predicates.append(lambda request: test(request.method))
@@ -109,6 +116,11 @@ def _query_predicate(parameter: ValueMatch) -> Predicate:
 
 
 def _compile_path(match: PathMatch) -> Predicate:
+    holds = _compile_path_comparison(match)
+    return (lambda request: not holds(request)) if match.invert else holds
+
+
+def _compile_path_comparison(match: PathMatch) -> Predicate:
     value = match.value.lower() if match.ignore_case else match.value
     test: Callable[[str], bool]
     if match.kind is PathKind.REGEX:

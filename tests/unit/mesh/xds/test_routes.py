@@ -38,7 +38,13 @@ SERVICES = st.builds(NamespacedHostname, namespace=TEXT, hostname=TEXT)
 PAIRS = st.lists(st.tuples(TEXT, TEXT), max_size=2).map(tuple)
 OPERATIONS = st.builds(HeaderOperations, set=PAIRS, add=PAIRS, remove=st.lists(TEXT, max_size=2).map(tuple))
 VALUES = st.builds(ValueMatch, name=TEXT, kind=st.sampled_from(ValueKind), value=TEXT, invert=st.booleans())
-PATHS = st.builds(PathMatch, kind=st.sampled_from(PathKind), value=TEXT, ignore_case=st.booleans())
+PATHS = st.builds(
+    PathMatch,
+    kind=st.sampled_from(PathKind),
+    value=TEXT,
+    ignore_case=st.booleans(),
+    invert=st.booleans(),
+)
 PATH_REWRITES = st.one_of(
     st.builds(PathRewrite, full=TEXT),
     st.builds(PathRewrite, prefix=TEXT),
@@ -51,6 +57,7 @@ MATCHES = st.builds(
     authority=st.none() | VALUES,
     headers=st.lists(VALUES, max_size=2).map(tuple),
     query=st.lists(VALUES, max_size=2).map(tuple),
+    more_paths=st.lists(PATHS, max_size=2).map(tuple),
 )
 BACKENDS = st.builds(
     Backend,

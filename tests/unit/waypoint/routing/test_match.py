@@ -21,7 +21,7 @@ from waypoint.routing.match import Request, RouteMatcher
 def request(
     path: str = "/", *, method: str = "GET", query: str = "", authority: str = "echo", **headers: str
 ) -> Request:
-    return Request(method=method, authority=authority, path=path, query=query, headers=headers)
+    return Request(method=method, authority=authority, path=path, query=query, fields=list(headers.items()))
 
 
 def matcher(*rules: tuple[str, RequestMatch]) -> RouteMatcher:
@@ -145,3 +145,16 @@ def test_first_rule_wins_and_no_rule_is_no_route() -> None:
     table = matcher(("a", path(PathKind.PREFIX, "/x")), ("b", path(PathKind.PREFIX, "/x/y")))
     assert chosen(table, request("/x/y")) == "a"
     assert chosen(table, request("/z")) is None
+
+
+def test_several_comparisons_of_the_path_and_inverted_ones_must_all_hold() -> None:
+    match = RequestMatch(
+        path=PathMatch(kind=PathKind.REGEX, value="/a.*"),
+        more_paths=(
+            PathMatch(kind=PathKind.REGEX, value=".*z"),
+            PathMatch(kind=PathKind.EXACT, value="/abz", invert=True),
+        ),
+    )
+    table = matcher(("a", match), ("b", RequestMatch(more_paths=match.more_paths)))
+    probes = ("/az", "/abz", "/a", "/z")
+    assert [chosen(table, request(probe)) for probe in probes] == ["a", None, None, "b"]
