@@ -78,15 +78,16 @@ spec:
       responseHeaderModifier: {set: [{name: x-waypoint, value: "yes"}]}
     backendRefs: [{name: echo-v1, port: 80, weight: 90}, {name: echo-v2, port: 80, weight: 10}]
 """
+TO_ECHO = "{kind: Service, name: echo}"
 NO_ADMIN = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: no-admin, namespace: shop}
 spec:
-  targetRefs: [{kind: Service, name: echo}]
+  targetRefs: [TO_ECHO]
   action: DENY
   rules: [{to: [{operation: {paths: ["/admin*"]}}]}]
-"""
+""".replace("TO_ECHO", TO_ECHO)
 ONLY_WAYPOINT = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -208,6 +209,22 @@ def test_label_none_takes_a_service_out_and_in(lab: Path) -> None:
     eventually(passed, "requests go past the waypoint")
     LAB.ambit("label", "service", "echo", "istio.io/use-waypoint-", "-n", "shop")
     eventually(marked, "requests go through the waypoint again")
+
+
+def test_a_waypoint_for_all_guards_the_pods_own_addresses_too(lab: Path) -> None:
+    path = put(lab, NO_ADMIN.replace(TO_ECHO, "{group: gateway.networking.k8s.io, kind: Gateway, name: wp}"))
+    workload = next(w for w in LAB.admin("/debug/registry")["workloads"] if w["name"] == "echo-v1")
+    direct = f"http://{workload['addresses'][0]}:8080/admin/"
+    try:
+        eventually(lambda: "403" in curl("client", "http://echo/admin/"), "the service is guarded")
+        assert "200" in curl("client", direct), "a waypoint for services does not take this"
+        LAB.ambit("label", "gateway", "wp", "istio.io/waypoint-for=all", "-n", "shop")
+        eventually(lambda: "403" in curl("client", direct), "the pod is guarded")
+        assert "200" in curl("client", direct.removesuffix("admin/"))
+    finally:
+        LAB.ambit("delete", "-f", str(path))
+        LAB.ambit("label", "gateway", "wp", "istio.io/waypoint-for-", "-n", "shop")
+    eventually(lambda: "200" in curl("client", direct), "all is open again")
 
 
 def waypoint_pods() -> list[str]:
