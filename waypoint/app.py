@@ -323,6 +323,7 @@ class App:
                 if grown:
                     self._recorder.add(metric, (label,), grown)
                     self._seen[metric, label] = value
+        self.proxy.telemetry.flush()
         self._totals.apply("waypoint", self._recorder.take(), self.clock.monotonic())
 
     async def _drain(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +34,35 @@ from waypoint.http.message import Headers
 from waypoint.proxy.exchange import ExchangeRecord
 
 _log = logging.getLogger("access")
-MAX_CACHED_LABELS = 4096
+MAX_OPEN_SERIES = 4096
+
+
+class _Cells:
+    """One histogram's cells: a list of counts, +Inf, and the sum."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0.0] * (len(HTTP_DURATION_MS.buckets) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(HTTP_DURATION_MS.buckets, value)] += 1.0
+        self.total += value
+
+    def take(self) -> list[float]:
+        return [*self.counts, self.total]
+
+
+class _Series:
+    """What was counted for one label set since the last flush; the three histograms share their bounds."""
+
+    __slots__ = ("count", "duration_ms", "labels", "request_bytes", "response_bytes")
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self.count = 0
+        self.duration_ms, self.request_bytes, self.response_bytes = _Cells(), _Cells(), _Cells()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,7 +93,21 @@ class Telemetry:
         self.recorder = recorder
         self._access_log = access_log
         self.monotonic = monotonic
-        self._labels: dict[tuple[object, ...], Labels] = {}
+        self._series: dict[tuple[object, ...], _Series] = {}
+
+    def flush(self) -> None:
+        """Bring what was counted since the last call into the recorder; call it before its `take`."""
+        recorder = self.recorder
+        for series in self._series.values():
+            if series.count:
+                recorder.add(HTTP_REQUESTS, series.labels, series.count)
+                for metric, cells in (
+                    (HTTP_DURATION_MS, series.duration_ms),
+                    (HTTP_REQUEST_BYTES, series.request_bytes),
+                    (HTTP_RESPONSE_BYTES, series.response_bytes),
+                ):
+                    recorder.merge(metric, series.labels, cells.take())
+        self._series.clear()
 
     def request(
         self,
@@ -83,20 +126,19 @@ class Telemetry:
             grpc_status = find(record.trailers, "grpc-status") or find(record.response_headers, "grpc-status")
         uid = reached.uid if reached is not None else ""
         key = (client, destination, uid, protocol, record.status, grpc_status, record.flag)
-        labels = self._labels.get(key)
-        if labels is None:
+        series = self._series.get(key)
+        if series is None:
+            if len(self._series) >= MAX_OPEN_SERIES:
+                self.flush()
             labels = self._make_labels(client, destination, record, reached, protocol, grpc_status)
-            if len(self._labels) >= MAX_CACHED_LABELS:
-                self._labels.clear()
-            self._labels[key] = labels
-        recorder = self.recorder
-        recorder.add(HTTP_REQUESTS, labels)
-        recorder.observe(HTTP_DURATION_MS, labels, duration_ms)
-        recorder.observe(HTTP_REQUEST_BYTES, labels, record.request_bytes)
-        recorder.observe(HTTP_RESPONSE_BYTES, labels, record.response_bytes)
+            series = self._series[key] = _Series(labels)
+        series.count += 1
+        series.duration_ms.observe(duration_ms)
+        series.request_bytes.observe(record.request_bytes)
+        series.response_bytes.observe(record.response_bytes)
         service = destination.service
         if record.tries > 1 and service is not None:
-            recorder.add(HTTP_RETRIES, (service.hostname, service.namespace), record.tries - 1)
+            self.recorder.add(HTTP_RETRIES, (service.hostname, service.namespace), record.tries - 1)
         if self._wanted(record):
             self._log_request(client, destination, record, reached, duration_ms, protocol, grpc_status)
 

@@ -45,6 +45,12 @@ class Recorder:
         for index, amount in enumerate(metric.observe(value)):
             cells[index] += amount
 
+    def merge(self, metric: Metric, labels: Labels, values: Iterable[float]) -> None:
+        """Add a histogram's cells that were counted elsewhere."""
+        cells = self._pending.setdefault((metric, labels), [0.0] * metric.width)
+        for index, amount in enumerate(values):
+            cells[index] += amount
+
     def take(self) -> list[Delta]:
         """Return what was recorded since the last call, and start again."""
         taken = [

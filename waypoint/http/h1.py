@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from waypoint.http.message import (
+    HOP_BY_HOP,
     BadMessageError,
     Event,
     Framing,
@@ -216,9 +217,9 @@ class MessageReader:
             if len(self._buffer) > self._limits.head_bytes:
                 raise BadMessageError(f"trailers over {self._limits.head_bytes} bytes", 431)
             return None
-        trailers = _parse_fields(bytes(self._buffer[:end]).split(b"\r\n"), self._limits)
+        trailers, special = _parse_fields(bytes(self._buffer[:end]).split(b"\r\n"), self._limits)
         del self._buffer[: end + 4]
-        for name, _ in trailers:
+        for name, _ in (*trailers, *special):
             if name in _FORBIDDEN_TRAILERS:
                 raise BadMessageError(f"field {name} is not allowed in trailers")
         self._state = _DONE
@@ -241,16 +242,46 @@ _FORBIDDEN_TRAILERS = frozenset(
 )
 
 
-def _parse_fields(lines: list[bytes], limits: Limits) -> Headers:
+_SPECIAL = frozenset({"host", "content-length", "expect", *HOP_BY_HOP})
+"""Fields that this protocol itself reads."""
+_CACHED_LINES = 4096
+_CACHED_BYTES = 128
+_Field = tuple[tuple[str, str], bool]
+_fields: dict[bytes, _Field] = {}
+"""Lines that came before: most fields of a client are the same in every request."""
+
+
+def _parse_fields(lines: list[bytes], limits: Limits) -> tuple[Headers, Headers]:
+    """Return all fields but Host, and those that this protocol reads."""
     if len(lines) > limits.fields:
         raise BadMessageError(f"more than {limits.fields} fields", 431)
     headers: Headers = []
+    special: Headers = []
+    known = _fields
     for line in lines:
-        match = _FIELD.fullmatch(line)
-        if match is None:
-            raise BadMessageError("invalid header field")
-        headers.append((match[1].decode("ascii").lower(), match[2].decode("latin-1").rstrip(" \t")))
-    return headers
+        found = known.get(line)
+        if found is None:
+            found = _parse_field(line)
+        field, is_special = found
+        if is_special:
+            special.append(field)
+            if field[0] == "host":
+                continue
+        headers.append(field)
+    return headers, special
+
+
+def _parse_field(line: bytes) -> _Field:
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise BadMessageError("invalid header field")
+    name = match[1].decode("ascii").lower()
+    found = ((name, match[2].decode("latin-1").rstrip(" \t")), name in _SPECIAL)
+    if len(line) <= _CACHED_BYTES:
+        if len(_fields) >= _CACHED_LINES:
+            _fields.clear()
+        _fields[line] = found
+    return found
 
 
 def _parse_request(lines: list[bytes], limits: Limits) -> RequestHead:
@@ -260,15 +291,15 @@ def _parse_request(lines: list[bytes], limits: Limits) -> RequestHead:
     method, target, minor = match[1].decode("ascii"), match[2].decode("ascii"), int(match[3])
     if len(target) > limits.target_bytes:
         raise BadMessageError(f"target over {limits.target_bytes} bytes", 414)
-    headers = _parse_fields(lines[1:], limits)
-    hosts = [value for name, value in headers if name == "host"]
+    headers, special = _parse_fields(lines[1:], limits)
+    hosts = [value for name, value in special if name == "host"]
     if len(hosts) > 1 or (minor and not hosts):
         raise BadMessageError("exactly one Host field is needed")
     authority = hosts[0] if hosts else ""
     if _AUTHORITY.fullmatch(authority) is None:
         raise BadMessageError("invalid Host")
-    framing, length = _framing(headers, minor)
-    tokens = _connection_tokens(headers)
+    framing, length = _framing(special, minor)
+    tokens = _connection_tokens(special)
     return RequestHead(
         method=method,
         target=_origin_form(method, target, authority),
@@ -277,9 +308,10 @@ def _parse_request(lines: list[bytes], limits: Limits) -> RequestHead:
         framing=framing or Framing.NONE,
         length=length,
         keep_alive=("close" not in tokens) if minor else ("keep-alive" in tokens),
-        upgrade=_upgrade(headers) if "upgrade" in tokens and minor else "",
-        expects_continue=any(n == "expect" and v.lower() == "100-continue" for n, v in headers),
+        upgrade=_upgrade(special) if "upgrade" in tokens and minor else "",
+        expects_continue=any(n == "expect" and v.lower() == "100-continue" for n, v in special),
         version_minor=minor,
+        hop_by_hop=any(name in HOP_BY_HOP for name, _ in special),
     )
 
 
@@ -336,12 +368,12 @@ def _parse_response(lines: list[bytes], limits: Limits, request_method: str) -> 
     if match is None:
         raise BadMessageError("invalid status line")
     minor, status = int(match[1]), int(match[2])
-    headers = _parse_fields(lines[1:], limits) if len(lines) > 1 else []
-    framing, length = _framing(headers, minor)
+    headers, special = _parse_fields(lines[1:], limits)
+    framing, length = _framing(special, minor)
     bodiless = status < 200 or status in (204, 304) or request_method == "HEAD"
     if bodiless or (request_method == "CONNECT" and status < 300):
         framing, length = Framing.NONE, 0
-    tokens = _connection_tokens(headers)
+    tokens = _connection_tokens(special)
     return ResponseHead(
         status=status,
         reason=(match[3] or b"").decode("latin-1"),
@@ -349,6 +381,7 @@ def _parse_response(lines: list[bytes], limits: Limits, request_method: str) -> 
         framing=framing or Framing.CLOSE,
         length=length,
         keep_alive=("close" not in tokens) if minor else ("keep-alive" in tokens),
+        hop_by_hop=any(name in HOP_BY_HOP for name, _ in special),
     )
 
 

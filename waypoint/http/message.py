@@ -49,6 +49,7 @@ class RequestHead:
     authority: str
     """Host as sent; empty only in HTTP/1.0."""
     headers: Headers
+    """Without Host."""
     framing: Framing
     length: int = 0
     """Body bytes where framing is LENGTH."""
@@ -57,6 +58,8 @@ class RequestHead:
     """Protocol that the client asks to switch to, lower case; empty: none."""
     expects_continue: bool = False
     version_minor: int = 1
+    hop_by_hop: bool = True
+    """Whether `headers` may hold fields for one connection only."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +72,8 @@ class ResponseHead:
     framing: Framing
     length: int = 0
     keep_alive: bool = True
+    hop_by_hop: bool = True
+    """Whether `headers` may hold fields for one connection only."""
 
     @property
     def interim(self) -> bool:

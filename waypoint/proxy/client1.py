@@ -66,9 +66,9 @@ class Http1Client:
         self._request = head
         self._reader.next_message(head.method)
         self._chunked = head.framing is Framing.CHUNKED
-        headers = end_to_end(head.headers)
+        headers = end_to_end(head.headers) if head.hop_by_hop else head.headers
         if head.upgrade:
-            headers += [("connection", "upgrade"), ("upgrade", head.upgrade)]
+            headers = [*headers, ("connection", "upgrade"), ("upgrade", head.upgrade)]
         self._peer.write(
             format_request(head.method, head.target, head.authority, headers, chunked=self._chunked)
         )

@@ -258,6 +258,7 @@ class Exchange:
             self.record.flag = "URX"
         for operations in self._plan.response_headers:
             head.headers = change_headers(head.headers, operations)
+            head.hop_by_hop = True
         self._replay = None
         self._send_head(head)
 

@@ -37,7 +37,7 @@ class ServerLimits:
     head_timeout_s: float = 60.0
     """From the first byte of a head to its last; then 408."""
     idle_timeout_s: float = 3600.0
-    """Between two requests."""
+    """Between two requests; at most twice that."""
     pipelined_bytes: int = 65_536
     """Bytes of later requests held while one is served."""
     drain_bytes: int = 1_048_576
@@ -91,6 +91,8 @@ class Http1Server:
         self._client_ended = False
         self._closed = False
         self._held: set[str] = set()
+        self._served = False
+        self._timer_is_for_head = False
         self._timer: Timer | None = call_later(self._limits.idle_timeout_s, self._on_idle)
 
     @property
@@ -128,9 +130,10 @@ class Http1Server:
             return
         was_idle = self.idle
         self._reader.feed(data)
-        if was_idle:
-            self._set_timer(self._limits.head_timeout_s, self._on_slow_head)
         self._advance()
+        if was_idle and self._exchange is None and not self._closed and not self._reader.idle:
+            # Most heads come whole: a timer only for one that does not.
+            self._set_timer(self._limits.head_timeout_s, self._on_slow_head)
 
     def write_eof(self) -> None:
         """The client sends no more."""
@@ -190,7 +193,9 @@ class Http1Server:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestHead):
-            self._set_timer(None)
+            self._served = True
+            if self._timer_is_for_head:
+                self._set_timer(self._limits.idle_timeout_s, self._on_idle)
             self._request = event
             self._request_ended = self._response_ended = False
             self._keep_alive = self._keep_alive and event.keep_alive and bool(event.version_minor)
@@ -233,7 +238,7 @@ class Http1Server:
         if head.status == 101:
             self._switch(head, request)
             return
-        headers = end_to_end(head.headers)
+        headers = end_to_end(head.headers) if head.hop_by_hop else head.headers
         self._chunked = False
         if head.framing in (Framing.CHUNKED, Framing.CLOSE):
             self._chunked = bool(request.version_minor)
@@ -303,11 +308,11 @@ class Http1Server:
             self._close()
             return
         self._reader.next_message()
-        self._set_timer(self._limits.idle_timeout_s, self._on_idle)
         if self._reader.pending:
-            self._set_timer(self._limits.head_timeout_s, self._on_slow_head)
             self._release("pipeline")
             self._advance()
+            if self._exchange is None and not self._closed and not self._reader.idle:
+                self._set_timer(self._limits.head_timeout_s, self._on_slow_head)
 
     def _linger(self) -> None:
         """End our side and drop what the client still sends, so that it reads the response."""
@@ -337,8 +342,13 @@ class Http1Server:
             self._peer.abort(Reason.FORCED_CLOSE)
 
     def _on_idle(self) -> None:
+        """Close a connection without a request since the timer began; one timer serves many requests."""
         self._timer = None
-        self._close()
+        if self.idle and not self._served:
+            self._close()
+        else:
+            self._served = False
+            self._set_timer(self._limits.idle_timeout_s, self._on_idle)
 
     def _on_slow_head(self) -> None:
         self._timer = None
@@ -351,6 +361,7 @@ class Http1Server:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None or callback is None else self._call_later(seconds, callback)
+        self._timer_is_for_head = self._timer is not None and callback == self._on_slow_head
 
     def _hold(self, why: str) -> None:
         if not self._held:

@@ -75,10 +75,9 @@ def plan_request(
         path = normalise_path(path)
     if matcher is None:
         return Forward(head=_with_target(head, path, query), service=service, port=port, source="")
-    first: dict[str, str] = {}
-    for name, value in head.headers:
-        first.setdefault(name, value)
-    request = Request(method=head.method, authority=head.authority, path=path, query=query, headers=first)
+    request = Request(
+        method=head.method, authority=head.authority, path=path, query=query, fields=head.headers
+    )
     chosen = matcher.choose(request)
     if chosen is None:
         return answer(404, flag="NR", detail=f"no rule of {service} matches {head.method} {path}")
@@ -98,6 +97,8 @@ def plan_request(
         status = 500 if backend is None else backend.problem_status
         return answer(status, flag="NC", detail=f"{rule.source}: {why}", source=rule.source)
     plan = _forward(head, path, query, chosen, backend, backend.service)
+    if not (delay_s or rule.mirrors or rule.cors):
+        return plan
     cors = HeaderOperations() if rule.cors is None else response_operations(rule.cors, request)
     return replace(
         plan,
@@ -210,12 +211,13 @@ def _forward(
         if rule.rewrite.hostname is not None:
             authority = rule.rewrite.hostname
     headers = change_headers(change_headers(head.headers, rule.request_headers), backend.request_headers)
-    changed = _with_target(head, path, query)
     if headers is not head.headers:
-        changed.headers, authority = _split_host(headers, authority, head.authority)
-    changed.authority = authority
+        headers, authority = _split_host(headers, authority)
+        head = replace(head, headers=headers, hop_by_hop=True)
+    if authority != head.authority:
+        head = replace(head, authority=authority)
     return Forward(
-        head=changed,
+        head=_with_target(head, path, query),
         service=service,
         port=backend.port,
         subset=backend.subset,
@@ -229,24 +231,15 @@ def _forward(
     )
 
 
-def _split_host(headers: Headers, authority: str, original: str) -> tuple[Headers, str]:
+def _split_host(headers: Headers, authority: str) -> tuple[Headers, str]:
     """Let a header operation on `host` set the authority, as VirtualService users do."""
     for name, value in headers:
-        if name in ("host", ":authority") and value != original:
+        if name in ("host", ":authority"):
             authority = value
     return [(name, value) for name, value in headers if name not in ("host", ":authority")], authority
 
 
 def _with_target(head: RequestHead, path: str, query: str) -> RequestHead:
-    return RequestHead(
-        method=head.method,
-        target=f"{path}?{query}" if query or head.target.endswith("?") else path,
-        authority=head.authority,
-        headers=[(name, value) for name, value in head.headers if name != "host"],
-        framing=head.framing,
-        length=head.length,
-        keep_alive=head.keep_alive,
-        upgrade=head.upgrade,
-        expects_continue=head.expects_continue,
-        version_minor=head.version_minor,
-    )
+    """Return the head with this target: itself where that is its own already."""
+    target = f"{path}?{query}" if query or head.target.endswith("?") else path
+    return head if target == head.target else replace(head, target=target)

