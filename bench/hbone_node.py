@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One end of our HBONE pair as a process: `python -m bench.hbone_node in|out DIR PORT`.
+"""One end of our HBONE pair as a process: `python -m bench.hbone_node in|out DIR PORT [IP:PORT]`.
 
 `out` takes plain TCP and tunnels it to the HBONE port PORT; `in` takes HBONE and dials the
-application at PORT. The last line before serving is the port that it listens on.
+application at PORT. It listens on IP:PORT, else on a free port of loopback. The last line
+before serving is the port that it listens on.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def connection(role: Role, on_request: object = None) -> HboneConnection:
     )
 
 
-async def inbound(directory: Path, app: int) -> None:
+async def inbound(directory: Path, app: int, listen: tuple[str, int]) -> None:
     """Serve HBONE."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
@@ -62,8 +63,7 @@ async def inbound(directory: Path, app: int) -> None:
 
     server = await loop.create_server(
         lambda: connection(Role.SERVER, request),
-        LOOPBACK,
-        0,
+        *listen,
         ssl=context(directory, server=True),
         backlog=4096,
     )
@@ -71,7 +71,7 @@ async def inbound(directory: Path, app: int) -> None:
     await server.serve_forever()
 
 
-async def outbound(directory: Path, hbone: int) -> None:
+async def outbound(directory: Path, hbone: int, listen: tuple[str, int]) -> None:
     """Serve plain TCP; one HBONE connection for every 100 tunnels."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
@@ -99,11 +99,13 @@ async def outbound(directory: Path, hbone: int) -> None:
         task.add_done_callback(tasks.discard)
 
     await open_connection()
-    server = await loop.create_server(lambda: TcpEnd(accepted), LOOPBACK, 0, backlog=4096)
+    server = await loop.create_server(lambda: TcpEnd(accepted), *listen, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     keep_buffers()
-    uvloop.run((inbound if sys.argv[1] == "in" else outbound)(Path(sys.argv[2]), int(sys.argv[3])))
+    host, _, number = (sys.argv[4] if len(sys.argv) > 4 else f"{LOOPBACK}:0").rpartition(":")
+    serve = inbound if sys.argv[1] == "in" else outbound
+    uvloop.run(serve(Path(sys.argv[2]), int(sys.argv[3]), (host, int(number))))

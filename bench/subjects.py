@@ -72,8 +72,8 @@ def application(directory: Path) -> Iterator[int]:
     port = free_port()
     config = directory / "nginx.conf"
     config.write_text(_NGINX.format(dir=directory, port=port, body="x" * 100))
-    with _process("nginx", ["nginx", "-p", str(directory), "-c", str(config)]) as running:
-        _wait_for(port, running, "nginx")
+    with process("nginx", ["nginx", "-p", str(directory), "-c", str(config)]) as running:
+        wait_for(port, running, "nginx")
         yield port
 
 
@@ -88,12 +88,10 @@ def ours(app: int, directory: Path) -> Iterator[Subject]:
     """Both ends of our tunnel, a process each."""
     Authority().workload("bench").write(directory)
     node = [sys.executable, "-m", "bench.hbone_node"]
-    with _process("our inbound end", [*node, "in", str(directory), str(app)], piped=True) as inbound:
-        middle = _printed_port(inbound)
-        with _process(
-            "our outbound end", [*node, "out", str(directory), str(middle)], piped=True
-        ) as outbound:
-            yield Subject(name="ambit", port=_printed_port(outbound), pids=(inbound.pid, outbound.pid))
+    with process("our inbound end", [*node, "in", str(directory), str(app)], piped=True) as inbound:
+        middle = printed_port(inbound)
+        with process("our outbound end", [*node, "out", str(directory), str(middle)], piped=True) as outbound:
+            yield Subject(name="ambit", port=printed_port(outbound), pids=(inbound.pid, outbound.pid))
 
 
 @contextlib.contextmanager
@@ -116,8 +114,8 @@ def peer(name: str, command: str) -> Starter:
     def start(app: int, directory: Path) -> Iterator[Subject]:
         port = free_port()
         environment = {**os.environ, "BENCH_APP_PORT": str(app), "BENCH_PORT": str(port)}
-        with _process(name, shlex.split(command), env=environment, cwd=directory) as running:
-            _wait_for(port, running, name)
+        with process(name, shlex.split(command), env=environment, cwd=directory) as running:
+            wait_for(port, running, name)
             yield Subject(name=name, port=port, pids=(running.pid,))
 
     return start
@@ -134,7 +132,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _process(
+def process(
     what: str,
     command: list[str],
     *,
@@ -142,6 +140,11 @@ def _process(
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
+    """Run a program until the block ends.
+
+    Raises:
+        SubjectError: it cannot be started.
+    """
     try:
         running = subprocess.Popen(
             command, stdout=subprocess.PIPE if piped else subprocess.DEVNULL, text=True, env=env, cwd=cwd
@@ -161,7 +164,8 @@ def _process(
             running.stdout.close()
 
 
-def _printed_port(running: subprocess.Popen[str]) -> int:
+def printed_port(running: subprocess.Popen[str]) -> int:
+    """Read the port that one of our own programs prints."""
     assert running.stdout is not None
     line = running.stdout.readline()
     if not line.strip().isdigit():
@@ -169,7 +173,12 @@ def _printed_port(running: subprocess.Popen[str]) -> int:
     return int(line)
 
 
-def _wait_for(port: int, running: subprocess.Popen[str], what: str) -> None:
+def wait_for(port: int, running: subprocess.Popen[str], what: str) -> None:
+    """Wait until a program listens.
+
+    Raises:
+        SubjectError: it ended, or did not in time.
+    """
     deadline = time.monotonic() + READY_S
     while True:
         if running.poll() is not None:

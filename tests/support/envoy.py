@@ -49,13 +49,16 @@ class Envoy:
 
 
 @contextmanager
-def envoy(directory: Path, *, listeners: list[Config], clusters: list[Config]) -> Iterator[Envoy]:
-    """Run Envoy until the block ends; raises with its log when it does not become ready."""
+def envoy(
+    directory: Path, *, listeners: list[Config], clusters: list[Config], more: Config | None = None
+) -> Iterator[Envoy]:
+    """Run Envoy until the block ends, with `more` in its bootstrap; raises with its log when it is not ready."""
     directory.mkdir(parents=True, exist_ok=True)
     config, admin, log = directory / "envoy.json", directory / "admin", directory / "envoy.log"
     loopback = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
     resources = {"listeners": listeners, "clusters": clusters}
-    config.write_text(json.dumps({"admin": {"address": loopback}, "static_resources": resources}))
+    bootstrap = {"admin": {"address": loopback}, "static_resources": resources, **(more or {})}
+    config.write_text(json.dumps(bootstrap))
     arguments = [str(ENVOY), "-c", str(config), "--admin-address-path", str(admin)]
     arguments += ["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]
     with log.open("wb") as output:
