@@ -155,14 +155,15 @@ class App:
             ) from error
         self._metrics.build.labels("controller", VERSION).set(1)
         self._metrics.root_expiry.set(self._authority.certificate.not_valid_after_utc.timestamp())
-        watch = create_task(self._watch(), name="watch", owner=self._tasks)
-        watch.add_done_callback(lambda _: stop.set())
-        for name, loop_of in self._platform.loops.items():
-            create_task(loop_of(), name=name, owner=self._tasks).add_done_callback(lambda _: stop.set())
+        loops = {"the objects cannot be followed": self._watch, **self._platform.loops}
+        tasks = [create_task(work(), name=name, owner=self._tasks) for name, work in loops.items()]
+        for task in tasks:
+            task.add_done_callback(lambda _: stop.set())
         try:
             await stop.wait()
-            if watch.done() and not watch.cancelled() and (failure := watch.exception()) is not None:
-                raise StartError(f"the objects cannot be followed: {failure}") from failure
+            for task in tasks:
+                if task.done() and not task.cancelled() and (failure := task.exception()) is not None:
+                    raise StartError(f"{task.get_name()}: {failure}") from failure
         finally:
             self._ads.end_streams()
             await server.stop(DRAIN_S)

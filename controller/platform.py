@@ -48,7 +48,7 @@ class Platform:
     authority: Authority
     output: Output
     loops: Mapping[str, Callable[[], Coroutine[object, object, None]]]
-    """What runs beside the app, by name."""
+    """What runs beside the app, by what it means when one fails: the app ends then."""
     describe: Callable[[], list[dict[str, Any]]]
     """How each kind is followed, for the admin page."""
     close: Callable[[], Awaitable[None]] = _nothing

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from controller.ca.issue import Authority
 from controller.ca.store import StoreError
-from controller.kubernetes.ca_secret import SECRET, open_secret_authority
+from controller.kubernetes.ca_secret import SECRET, SecretGuard, open_secret_authority
 from controller.kubernetes.kinds import kinds
 from controller.kubernetes.lease import Leadership
 from controller.kubernetes.token_review import TokenReviewer
@@ -57,7 +57,11 @@ async def open_cluster(
         tokens=TokenReviewer(client, clock),
         authority=authority,
         output=writer,
-        loops={"lease": leadership.run, "write": writer.run},
+        loops={
+            "the lease cannot be held": leadership.run,
+            "nothing can be written": writer.run,
+            "the authority is another": SecretGuard(client, namespace, authority).run,
+        },
         describe=source.describe,
         close=client.close,
     )

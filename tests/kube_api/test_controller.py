@@ -306,3 +306,56 @@ def test_a_waypoints_gateway_gets_its_objects_and_its_status(plane: ControlPlane
         # What was written once is written no more.
         assert controller.log().count("Gateway waypoints/waypoint: status written") <= 3
     plane.kubectl("delete", "crd", *names, "--timeout=60s")
+
+
+def test_policies_and_services_are_told_what_became_of_them(plane: ControlPlane, start: Start) -> None:
+    name = "authorizationpolicies.security.istio.io"
+    plane.apply(*definitions(name))
+    plane.kubectl("wait", "--for=condition=Established", "crd", name, "--timeout=60s")
+    with namespace(plane, "told"):
+        plane.apply(
+            {
+                "apiVersion": "security.istio.io/v1",
+                "kind": "AuthorizationPolicy",
+                "metadata": {"name": "deny", "namespace": "told"},
+                "spec": {"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["evil"]}}]}]},
+            },
+            {
+                **SERVICE,
+                "metadata": {
+                    "name": "bound",
+                    "namespace": "told",
+                    "labels": {"istio.io/use-waypoint": "missing"},
+                },
+            },
+        )
+        # A condition of somebody else, which has to stay.
+        foreign = {
+            "type": "example.com/Theirs",
+            "status": "True",
+            "reason": "Theirs",
+            "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        patch = json.dumps({"status": {"conditions": [foreign]}})
+        flags = ("--subresource=status", "--type=merge", "-p", patch)
+        plane.kubectl("-n", "told", "patch", "service", "bound", *flags)
+        controller = start("one")
+        until(controller.ready, "ready", controller)
+
+        def conditions(kind: str, of: str) -> dict[str, dict[str, Any]]:
+            found = plane.get(kind, "told", of).get("status", {}).get("conditions", [])
+            return {entry["type"]: entry for entry in found}
+
+        accepted = until(
+            lambda: conditions("authorizationpolicy", "deny").get("ZtunnelAccepted"), "the policy", controller
+        )
+        assert accepted["status"] == "True"
+        bound = until(
+            lambda: conditions("service", "bound").get("istio.io/WaypointBound"), "the service", controller
+        )
+        assert bound["status"] == "False"
+        assert conditions("service", "bound")["example.com/Theirs"] == foreign
+        assert controller.end() == 0
+        assert controller.log().count("Service told/bound: status written") == 1
+    plane.kubectl("delete", "crd", name, "--timeout=60s")

@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from controller.ca.issue import key_pem, new_authority
 from controller.ca.store import StoreError
-from controller.kubernetes.ca_secret import open_secret_authority
+from controller.kubernetes.ca_secret import CHECK_S, RootReplacedError, SecretGuard, open_secret_authority
 from mesh.config.kube_client import AnswerError
 from tests.support.fake_kube import FakeKube
+from tests.support.virtual import run_virtual
 
 SECRETS = "/api/v1/secrets"
 NOW_S = 1_700_000_000.0
@@ -95,3 +101,80 @@ async def test_a_refusal_is_the_callers_to_explain() -> None:
     api.refuse[SECRETS] = AnswerError(403, "Forbidden", "secrets is forbidden")
     with pytest.raises(AnswerError, match="403"):
         await open_(api)
+
+
+def guarded(after: Callable[[FakeKube], None], checks: int = 3) -> FakeKube:
+    """Run a guard over some checks after something happened to the Secret; its failure is raised."""
+    api = FakeKube(SECRETS)
+
+    async def test() -> None:
+        authority = await open_(api)
+        other = new_authority("cluster.local", NOW_S).root_pem
+        data = {
+            **api.get(SECRETS, "istio-system", "ambit-ca")["data"],
+            "other-roots.pem": base64.b64encode(other).decode(),
+        }
+        api.put(SECRETS, "istio-system", "ambit-ca", data=data)
+        authority = await open_(api)
+        after(api)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_S[1] * checks):
+                await SecretGuard(api, "istio-system", authority, random.Random(1)).run()
+        assert (await open_(api)).bundle_pem == authority.bundle_pem
+
+    run_virtual(test)
+    return api
+
+
+def test_a_secret_that_was_deleted_is_written_again_with_the_same_root(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    guarded(lambda api: api.delete(SECRETS, "istio-system", "ambit-ca"))
+    assert "Secret istio-system/ambit-ca was deleted; it is written again" in caplog.messages
+
+
+def test_another_authority_in_the_secret_ends_the_process() -> None:
+    def replace(api: FakeKube) -> None:
+        other = new_authority("cluster.local", NOW_S)
+        data = {
+            "root-key.pem": base64.b64encode(key_pem(other)).decode(),
+            "signing-cert.pem": base64.b64encode(other.root_pem).decode(),
+        }
+        api.put(SECRETS, "istio-system", "ambit-ca", data=data)
+
+    with pytest.raises(RootReplacedError, match="was changed; start again"):
+        guarded(replace)
+
+
+def test_further_roots_that_come_or_go_end_the_process() -> None:
+    def forget(api: FakeKube) -> None:
+        data = api.get(SECRETS, "istio-system", "ambit-ca")["data"]
+        del data["other-roots.pem"]
+
+    with pytest.raises(RootReplacedError):
+        guarded(forget)
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_an_outage_or_a_broken_secret_ends_nothing_and_is_told_once(
+    broken: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+
+    def fault(api: FakeKube) -> None:
+        good = api.get(SECRETS, "istio-system", "ambit-ca")["data"]
+        if broken:
+            api.put(SECRETS, "istio-system", "ambit-ca", data={"root-key.pem": "x"})
+        else:
+            api.refuse[SECRETS] = AnswerError(500, "InternalError", "etcd is away")
+        loop = asyncio.get_running_loop()
+
+        def mend() -> None:
+            api.refuse.clear()
+            api.put(SECRETS, "istio-system", "ambit-ca", data=good)
+
+        loop.call_later(3 * CHECK_S[1], mend)
+
+    guarded(fault, checks=5)
+    (told,) = caplog.messages
+    assert told.startswith("the authority's Secret cannot be checked, ours stays in force")
