@@ -9,12 +9,11 @@ every waypoint of its namespace.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from controller.translate.authorization import DRY_RUN, L4_KEYS, L7_KEYS
 from controller.translate.fields import MAX_PORT, Fields, IllTypedError, spec
-from controller.translate.waypoints import is_waypoint, is_waypoint_class
-from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, Outcome, World
+from controller.translate.targets import TargetReader, Targets
+from controller.translate.world import ISTIO_SECURITY, Outcome, World
 from mesh.authz.http import parse_text
 from mesh.config.objects import RawObject
 from mesh.model.http_policy import (
@@ -29,28 +28,7 @@ from mesh.model.http_policy import (
     Texts,
 )
 from mesh.model.service import Service
-from mesh.model.workload import NamespacedHostname, NetworkAddress
-
-MAX_TARGETS = 16
-ALL_WAYPOINTS = "*"
-_NOT_FOUND = "it has no effect there until that changes"
-
-
-@dataclass(slots=True, kw_only=True)
-class _Targets:
-    services: list[NamespacedHostname] = field(default_factory=list)
-    waypoints: list[str] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
-    """One of each service, Gateway or class that a reference stands for."""
-
-    def bound(self, message: str) -> None:
-        """Note a target that waypoints enforce the policy for."""
-        self.outcomes.append(Outcome(accepted=True, code="Accepted", message=message))
-
-    def lost(self, reference: Fields, code: str, reason: str) -> None:
-        """Note and report a target at which nobody enforces the policy."""
-        self.outcomes.append(Outcome(accepted=False, code=code, message=reason))
-        reference.report("name", f"{reason} ({code}); {_NOT_FOUND}", "error", code)
+from mesh.model.workload import NamespacedHostname
 
 
 def translate_http_authorization(
@@ -75,20 +53,20 @@ class _Translator:
     def __init__(self, world: World, obj: RawObject, services: Mapping[NamespacedHostname, Service]) -> None:
         self._world = world
         self._obj = obj
-        self._services = services
+        self._reader = TargetReader(world, obj, services)
 
     def policy(self) -> HttpAuthorization | None:
         """Return the policy; None: it has no target."""
         fields = spec(self._obj, self._world.problems)
         try:
-            targets = self._targets(fields)
+            targets = self._reader.read(fields)
         except IllTypedError as error:
-            names = self._waypoints_here()
+            names = self._reader.waypoints_here()
             consequence = f"the policy is unclear, so that waypoints of {self._obj.namespace} allow nothing"
             self._world.report(self._obj, error, consequence)
             outcome = Outcome(accepted=False, code="Invalid", message=error.reason)
             self._world.targets[self._obj.key] = [outcome]
-            return self._make(_Targets(waypoints=names), HttpAction.ALLOW) if names else None
+            return self._make(Targets(waypoints=names), HttpAction.ALLOW) if names else None
         self._world.targets[self._obj.key] = targets.outcomes
         if not targets.services and not targets.waypoints:
             return None
@@ -99,7 +77,7 @@ class _Translator:
             self._world.report(self._obj, error, consequence)
             return self._make(targets, HttpAction.ALLOW)
 
-    def _rules(self, fields: Fields, targets: _Targets) -> HttpAuthorization:
+    def _rules(self, fields: Fields, targets: Targets) -> HttpAuthorization:
         action = HttpAction[fields.choice("action", tuple(a.name for a in HttpAction), "ALLOW")]
         provider = ""
         if action is HttpAction.CUSTOM:
@@ -113,7 +91,7 @@ class _Translator:
         return self._make(targets, action, rules, provider)
 
     def _make(
-        self, targets: _Targets, action: HttpAction, rules: tuple[HttpRule, ...] = (), provider: str = ""
+        self, targets: Targets, action: HttpAction, rules: tuple[HttpRule, ...] = (), provider: str = ""
     ) -> HttpAuthorization:
         return HttpAuthorization(
             name=self._obj.name,
@@ -125,91 +103,6 @@ class _Translator:
             provider=provider,
             dry_run=self._obj.annotations.get(DRY_RUN, "").lower() == "true",
         )
-
-    # --- targets
-
-    def _waypoints_here(self) -> list[str]:
-        namespace = self._obj.namespace
-        return [
-            f"{gateway.namespace}/{gateway.name}"
-            for gateway in self._world.all(GATEWAY_API, "Gateway")
-            if gateway.namespace == namespace and is_waypoint(self._world, gateway)
-        ]
-
-    def _targets(self, fields: Fields) -> _Targets:
-        references = fields.children("targetRefs")
-        if fields.has("targetRef"):
-            references.append(fields.child("targetRef"))
-        if len(references) > MAX_TARGETS:
-            raise fields.wrong("targetRefs", f"names {len(references)} targets, more than {MAX_TARGETS}")
-        targets = _Targets()
-        for reference in references:
-            self._target(reference, targets)
-        return targets
-
-    def _target(self, reference: Fields, targets: _Targets) -> None:
-        group, kind, name = reference.text("group"), reference.text("kind"), reference.text("name")
-        if not name:
-            raise reference.wrong("name", "is missing")
-        if reference.text("namespace", self._obj.namespace) != self._obj.namespace:
-            raise reference.wrong("namespace", "a target is in the policy's own namespace")
-        if reference.has("sectionName"):
-            raise reference.wrong("sectionName", "a policy is for a whole object")
-        reference.refuse_unknown()
-        match group, kind:
-            case (("" | "core"), "Service"):
-                self._service(reference, self._world.hostname(name, self._obj.namespace), targets)
-            case "networking.istio.io", "ServiceEntry":
-                self._service_entry(reference, name, targets)
-            case "gateway.networking.k8s.io", "Gateway":
-                self._gateway(reference, name, targets)
-            case "gateway.networking.k8s.io", "GatewayClass":
-                self._gateway_class(reference, name, targets)
-            case _:
-                raise reference.wrong("kind", f"{group[:100]!r} {kind[:100]!r} is no kind of target")
-
-    def _service(self, reference: Fields, key: NamespacedHostname, targets: _Targets) -> None:
-        targets.services.append(key)
-        service = self._services.get(key)
-        if service is None:
-            targets.lost(reference, "TargetNotFound", f"service {key} does not exist")
-        elif service.waypoint is None:
-            targets.lost(reference, "AncestorNotBound", f"service {key} is not bound to a waypoint")
-        else:
-            targets.bound(_named(service.waypoint.destination))
-
-    def _service_entry(self, reference: Fields, name: str, targets: _Targets) -> None:
-        namespace = self._obj.namespace
-        entry = self._world.get(ISTIO_NETWORKING, "ServiceEntry", namespace, name)
-        if entry is None:
-            targets.lost(reference, "TargetNotFound", f"ServiceEntry {namespace}/{name} does not exist")
-            return
-        hosts = entry.spec.get("hosts")
-        for host in hosts if isinstance(hosts, list) else []:
-            self._service(
-                reference, NamespacedHostname(namespace=namespace, hostname=str(host).lower()), targets
-            )
-
-    def _gateway(self, reference: Fields, name: str, targets: _Targets) -> None:
-        namespace = self._obj.namespace
-        targets.waypoints.append(f"{namespace}/{name}")
-        gateway = self._world.get(GATEWAY_API, "Gateway", namespace, name)
-        if gateway is None:
-            targets.lost(reference, "TargetNotFound", f"Gateway {namespace}/{name} does not exist")
-        elif not is_waypoint(self._world, gateway):
-            targets.lost(reference, "Invalid", f"Gateway {namespace}/{name} is no waypoint")
-        else:
-            targets.bound(f"{namespace}/{name}")
-
-    def _gateway_class(self, reference: Fields, name: str, targets: _Targets) -> None:
-        root = self._world.options.root_namespace
-        if self._obj.namespace != root:
-            targets.lost(reference, "Invalid", f"a GatewayClass is a target for policies of {root} only")
-        elif not is_waypoint_class(self._world, name):
-            targets.lost(reference, "Invalid", f"GatewayClass {name} is no waypoint class")
-        else:
-            targets.waypoints.append(ALL_WAYPOINTS)
-            targets.bound(f"every waypoint of class {name}")
 
     # --- rules
 
@@ -299,13 +192,6 @@ class _Translator:
         if key == "source.principal":
             return tuple(s for value in fields.strings(name) for s in self._spellings(value))
         return fields.strings(name)
-
-
-def _named(waypoint: NamespacedHostname | NetworkAddress) -> str:
-    """Return a waypoint as `namespace/name`; one known by its address alone as that."""
-    if isinstance(waypoint, NamespacedHostname):
-        return f"{waypoint.namespace}/{waypoint.hostname.partition('.')[0]}"
-    return str(waypoint)
 
 
 def _members(fields: Fields, name: str, member: str) -> list[Fields]:
