@@ -28,6 +28,7 @@ class Code(enum.Enum):
     NOT_STARTED = ("AMB2009", "the pod has no address yet; it is enrolled when it starts")
     OTHER_NODE = ("AMB2010", "the agent of the pod's own node enrols it")
     MALFORMED_POD = ("AMB2011", "correct the Pod object")
+    STATIC_POD = ("AMB2012", "run it as a DaemonSet to have it in the mesh")
 
     # Steps of an enrolment that failed.
     NETNS_NOT_FOUND = (

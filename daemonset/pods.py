@@ -15,6 +15,8 @@ from daemonset.codes import Code
 from mesh.model.address import IPAddress, parse_ip
 
 MODE_LABEL = "istio.io/dataplane-mode"
+MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
+"""The object stands for a pod of a file on the node, whose own uid (a hash) it does not have."""
 SIDECAR_ANNOTATION = "sidecar.istio.io/status"
 RESOLVERS_ANNOTATION = "ambit.io/resolvers"
 NON_TCP_ANNOTATION = "ambit.io/non-tcp"
@@ -24,6 +26,7 @@ NEVER = "never"
 """Seconds after which connections from before capture are ended."""
 MAX_RESOLVERS = 3
 """Nameservers that a resolver library uses (resolv.conf(5), MAXNS); ztunnel has a port for each."""
+_STATIC_UID = re.compile(r"[0-9a-f]{32}")
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 """It names files and pins."""
 GUEST_KERNEL_RUNTIMES = ("kata", "gvisor", "runsc", "kubevirt")
@@ -181,6 +184,20 @@ def resolvers(pod: Pod, cluster_dns: tuple[IPAddress, ...]) -> tuple[IPAddress, 
     return tuple(dict.fromkeys((*cluster_dns, *pod.nameservers)))[:MAX_RESOLVERS]
 
 
+def ignored_by_name(uid: str, namespace: str, excluded_namespaces: frozenset[str]) -> tuple[Code, str] | None:
+    """Say why a starting pod is left alone whatever its object says; None: its object decides.
+
+    The node's own pods must start when no API server answers, as it may need them.
+
+    Source: kubelet, `applyDefaults` of its file source: a static pod's uid is an MD5 sum in hex.
+    """
+    if namespace in excluded_namespaces:
+        return Code.EXCLUDED_NAMESPACE, f"is in the excluded namespace {namespace}"
+    if _STATIC_UID.fullmatch(uid):
+        return Code.STATIC_POD, "is a static pod"
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enroll:
     """The pod belongs into the mesh."""
@@ -249,6 +266,8 @@ def _unwanted(pod: Pod, namespace_labels: Mapping[str, str]) -> tuple[Code, str]
         return Code.UNKNOWN_MODE, f"has {MODE_LABEL}={mode!r} by {where}; only ambient and none are known"
     if SIDECAR_ANNOTATION in pod.annotations:
         return Code.SIDECAR, "has a sidecar"
+    if MIRROR_ANNOTATION in pod.annotations:
+        return Code.STATIC_POD, "is a static pod, which cannot be told by its object's uid"
     if pod.runtime_class.lower().startswith(GUEST_KERNEL_RUNTIMES):
         return Code.RUNTIME, f"has runtime class {pod.runtime_class}"
     return None

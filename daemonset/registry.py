@@ -250,6 +250,10 @@ class Registry:
 
     async def add(self, request: CniRequest) -> CniAnswer:
         """Enrol a starting pod; answers when it is captured and its listeners are open."""
+        alone = pods.ignored_by_name(request.uid, request.namespace, self._excluded)
+        if alone is not None and request.uid not in self._pods:
+            reason = f"pod {request.namespace}/{request.name} {alone[1]}"
+            return CniAnswer(result="ignored", reason=reason, code=alone[0])
         try:
             async with asyncio.timeout(self._cni_timeout_s):
                 pod = await self._known(request.uid)

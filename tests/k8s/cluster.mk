@@ -18,4 +18,4 @@ image:
 # KEEP=1 leaves the cluster to look at.
 test-k8s: bootstrap image
 	@$(CLUSTER) up $(NODES)
-	@$(PYTEST) tests/k8s $(ARGS); status=$$?; [ -n "$(KEEP)" ] || $(CLUSTER) down; exit $$status
+	@AMBIT_K8S_REQUIRED=1 $(PYTEST) tests/kube_api tests/k8s $(ARGS); status=$$?; [ -n "$(KEEP)" ] || $(CLUSTER) down; exit $$status

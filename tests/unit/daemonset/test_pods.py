@@ -98,6 +98,7 @@ def test_a_pod_label_is_enough_without_the_namespace() -> None:
         ({"status__phase": "Failed"}, AMBIENT, Code.FINISHED, "Failed"),
         ({"metadata__namespace": "kube-system"}, AMBIENT, Code.EXCLUDED_NAMESPACE, "kube-system"),
         ({"metadata__annotations": {pods.SIDECAR_ANNOTATION: "{}"}}, AMBIENT, Code.SIDECAR, "sidecar"),
+        ({"metadata__annotations": {pods.MIRROR_ANNOTATION: "x"}}, AMBIENT, Code.STATIC_POD, "static pod"),
         ({"spec__runtimeClassName": "kata-qemu"}, AMBIENT, Code.RUNTIME, "kata-qemu"),
         ({"spec__runtimeClassName": "gVisor"}, AMBIENT, Code.RUNTIME, "gVisor"),
         ({"metadata__uid": None}, AMBIENT, Code.MALFORMED_POD, "metadata.uid"),

@@ -293,6 +293,17 @@ def test_cni_answers_for_pods_that_are_left_alone_or_unknown() -> None:
     run(scenario)
 
 
+def test_the_nodes_own_pods_start_without_their_objects() -> None:
+    async def scenario(s: Setting) -> None:
+        static = await s.registry.add(request(uid="0123456789abcdef" * 2))
+        assert (static.result, static.code) == ("ignored", Code.STATIC_POD)
+        system = await s.registry.add(replace(request(), namespace="kube-system"))
+        assert (system.result, system.code) == ("ignored", Code.EXCLUDED_NAMESPACE)
+        assert "pod kube-system/web-u1 is in the excluded namespace" in system.reason
+
+    run(scenario)
+
+
 def test_cni_del_removes_everything_and_the_object_alone_does_not_bring_it_back() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)
