@@ -213,6 +213,11 @@ class Enrollment:
         return self.wanted and self.done.issuperset(GENTLE_ORDER)
 
     @property
+    def served(self) -> bool:
+        """Whether the pod may start: captured, with listeners; who tells the controller may be late."""
+        return self.wanted and (self.done | {Step.PUBLISH}).issuperset(GENTLE_ORDER)
+
+    @property
     def captured(self) -> bool:
         """Whether nothing can leave or enter in plain."""
         return {Step.CAPTURE_IN, Step.CAPTURE_OUT} <= self.footprint

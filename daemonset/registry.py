@@ -288,7 +288,7 @@ class Registry:
         def settled(state: Enrollment) -> bool:
             hopeless = state.last_failed is not None and state.last_failed[0] is Step.PROVE
             return (
-                state.enrolled
+                state.served
                 or not state.wanted
                 or (hopeless and state.failure is not None and state.failure.attempts >= PROOF_TRIES_OF_ADD)
             )
@@ -298,7 +298,7 @@ class Registry:
                 await worker.wait_until(settled)
         except TimeoutError:
             return CniAnswer(result="error", reason=worker.explain(), code=Code.CNI_TIMEOUT)
-        if worker.state.enrolled:
+        if worker.state.served:
             return CniAnswer(result="enrolled")
         failure = worker.state.failure
         if failure is not None:

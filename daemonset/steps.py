@@ -284,7 +284,14 @@ class AgentSteps:
         await self.enrollments.publish(subject.remembered, point_to_point=subject.proof.point_to_point)
 
     async def _withdraw(self, subject: Subject) -> None:
-        await self.enrollments.withdraw(subject.pod.namespace, subject.pod.name, subject.pod.uid)
+        pod = subject.pod
+        try:
+            await self.enrollments.withdraw(pod.namespace, pod.name, pod.uid)
+        except OSError as error:
+            if not subject.gone:
+                raise
+            # Nothing answers there any more, HBONE or not, and its successor must not wait for an API server.
+            _log.warning("left to the sweep: %s", error, extra=fields({"pod": pod.key, "uid": pod.uid}))
 
     async def _grace(self, subject: Subject) -> None:
         await asyncio.sleep(self.grace_s)

@@ -53,6 +53,8 @@ class Subject:
     """Netns cookie that `older` was read of; 0: not read."""
     footprint: frozenset[Step] = field(default_factory=frozenset)
     """The state's, for steps and snapshots that must know what may be in place."""
+    gone: bool = False
+    """The state's: the pod's processes have ended."""
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -139,7 +141,7 @@ class PodWorker:
         was = self.state.enrolled
         self.state = enroll.apply(self.state, event)
         enroll.validate(self.state)
-        self.subject.footprint = self.state.footprint
+        self.subject.footprint, self.subject.gone = self.state.footprint, self.state.gone
         if self.state.enrolled and not was:
             self.since_s = self._clock.wall()
             _log.info("enrolled", extra=fields(self._fields()))

@@ -228,6 +228,20 @@ def test_cni_add_waits_for_the_object_and_captures_first() -> None:
     run(scenario)
 
 
+def test_cni_add_does_not_wait_for_who_tells_the_controller() -> None:
+    async def scenario(s: Setting) -> None:
+        s.registry.on_session(1)
+        s.steps.fail[Step.PUBLISH] = StepError(Code.PUBLISH_FAILED, "the API server does not answer")
+        s.registry.apply(objects(pod(ip=None)))
+        assert (await s.registry.add(request())).result == "enrolled"
+        (worker,) = s.registry.workers
+        assert worker.state.served
+        await worker.wait_until(lambda state: state.failure is not None)
+        assert not worker.state.enrolled
+
+    run(scenario)
+
+
 def test_a_pod_whose_label_comes_after_its_sandbox_is_enrolled_where_the_cni_said() -> None:
     async def scenario(s: Setting) -> None:
         s.registry.on_session(1)

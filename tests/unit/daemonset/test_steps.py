@@ -292,6 +292,26 @@ def test_an_unwritable_status_directory_is_named(setting: Setting, tmp_path: Pat
     assert setting.fails(Step.PUBLISH).code is Code.PUBLISH_FAILED
 
 
+def test_a_pod_that_is_gone_does_not_wait_for_its_withdrawal(
+    setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting.do(*GENTLE_ORDER)
+    directory = tmp_path / "status" / "Enrollment" / "shop"
+    (directory / "web.yaml").rename(directory / "kept")
+    (directory / "web.yaml").symlink_to("kept")
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise OSError("the API server does not answer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        assert setting.fails(Step.WITHDRAW).code is Code.RELEASE_FAILED
+        setting.subject.gone = True
+        setting.do(Step.WITHDRAW)
+    assert "left to the sweep: the API server does not answer" in caplog.text
+    assert set(setting.enrollments.published()) == {"u1"}
+
+
 def test_listeners_that_never_come_are_named_and_ztunnel_is_to_open_new_ones(setting: Setting) -> None:
     setting.do(Step.PROVE, Step.OFFER)
     setting.kernel.missing = [{"hbone (IPv6)", "outbound (IPv4)"}]
