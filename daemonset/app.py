@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from daemonset import cgroup, loader, netns, recovery
 from daemonset.admin import Admin, Kernel
 from daemonset.cni import CniServer
+from daemonset.cni_install import CniInstaller
 from daemonset.codes import Code
 from daemonset.config import Settings
 from daemonset.enroll import Step
@@ -173,6 +174,9 @@ class Agent:
             create_task(registry.watch_departed(), name="watch departed pods", owner=self._tasks),
             create_task(self._sweep(registry, pins), name="sweep", owner=self._tasks),
         ]
+        if (installer := CniInstaller.of(settings)) is not None:
+            # Now that the socket is served; it stays when we stop, so that pods wait for the next agent.
+            self._loops.append(create_task(installer.run(), name="CNI plugin", owner=self._tasks))
 
     def _refused(self) -> int:
         return self._zds.refused if self._zds is not None else 0

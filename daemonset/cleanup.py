@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemonset import loader, netns
+from daemonset.cni_install import CniInstaller
 from daemonset.config import Settings
 from daemonset.kernel import KernelNetwork
 from daemonset.kube import Cluster
@@ -37,6 +38,8 @@ class Cleanup:
     async def run(self) -> bool:
         """Remove everything; return whether nothing stayed."""
         settings = self._settings
+        # First, so that new pods wait for no agent.
+        self._remove_plugin()
         await self._withdraw()
         self._release_maps()
         files = PodFiles(settings.run_dir)
@@ -49,6 +52,9 @@ class Cleanup:
             if path.exists():
                 self._try(str(path), path.unlink)
         self._remove_empty(settings.run_dir / "pods")
+        if not settings.objects and settings.ztunnel_cgroup.is_dir():
+            # The gate's (daemonset/gate.py); a lab's is the lab's.
+            self._try(str(settings.ztunnel_cgroup), settings.ztunnel_cgroup.rmdir)
         return not self.problems
 
     async def _withdraw(self) -> None:
@@ -89,6 +95,15 @@ class Cleanup:
             self.problems.append(f"{what}: {error}")
         else:
             self.removed.append(what)
+
+    def _remove_plugin(self) -> None:
+        installer = CniInstaller.of(self._settings)
+        if installer is None:
+            return
+        try:
+            self.removed += installer.remove()
+        except OSError as error:
+            self.problems.append(f"CNI plugin: {error}")
 
     def _release_maps(self) -> None:
         try:

@@ -52,6 +52,12 @@ class Settings:
     metrics_port: int = 15017
     pod_uid: str | None = None
     """Of the agent's own pod, where ztunnel is a container of it too; None: not a pod."""
+    cni_bin_dir: Path | None = None
+    """The node's directory of CNI plugins; None: the plugin is not installed."""
+    cni_conf_dir: Path | None = None
+    """The node's directory of CNI configurations; None as above."""
+    cni_plugin: Path = Path("/opt/ambit/bin/ambit-cni")
+    """The plugin in the agent's image."""
     kubelet_tgid: int = 0
     """Thread group whose connects are probes, on hosts where cgroups do not tell; 0: by cgroup."""
     excluded_namespaces: frozenset[str] = frozenset({"istio-system", "kube-system"})
@@ -114,6 +120,9 @@ def parse(environment: Mapping[str, str]) -> Settings:
         metrics_host=metrics_host,
         metrics_port=metrics_port,
         pod_uid=environment.get("POD_UID") or None,
+        cni_bin_dir=read.optional_path("AMBIT_CNI_BIN_DIR"),
+        cni_conf_dir=read.optional_path("AMBIT_CNI_CONF_DIR"),
+        cni_plugin=read.path("AMBIT_CNI_PLUGIN", "/opt/ambit/bin/ambit-cni"),
         kubelet_tgid=int(read.seconds("AMBIT_KUBELET_TGID", 0)),
         excluded_namespaces=read.names("AMBIT_EXCLUDED_NAMESPACES", "istio-system,kube-system"),
         load_timeout_s=read.seconds("AMBIT_LOAD_TIMEOUT_S", 60.0),
@@ -144,6 +153,9 @@ class _Reader:
         if not path.is_absolute():
             raise SettingError(f"{name}={path} is no absolute path")
         return path
+
+    def optional_path(self, name: str) -> Path | None:
+        return self.path(name) if self._environment.get(name) else None
 
     def socket(self, name: str) -> Path:
         path = self.path(name)

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from daemonset.images.oci import ImageError, Layer, Settings, compress, write_image, write_tree
@@ -42,7 +42,7 @@ PLATFORMS = (
 HOME = "opt/ambit"
 SITE = f"{HOME}/venv/lib/python{PYTHON[0]}.{PYTHON[1]}/site-packages"
 SOURCES = ("mesh", "bpf", "ztunnel", "waypoint", "controller", "daemonset", "lab", "cli")
-IGNORED = shutil.ignore_patterns("__pycache__", "images", "manifests", "*.pyc")
+IGNORED = shutil.ignore_patterns("__pycache__", "images", "manifests", "cni_plugin", "*.pyc")
 COMMAND_LINE = (
     "#!/opt/ambit/venv/bin/python\nimport sys\n\nfrom cli.__main__ import main\n\nsys.exit(main())\n"
 )
@@ -58,14 +58,15 @@ SETTINGS = Settings(
 )
 
 
-def run(*command: str) -> None:
+def run(*command: str, env: Mapping[str, str] | None = None) -> None:
     """Run a program; its output is shown only when it fails.
 
     Raises:
         ImageError: it failed, or is not installed.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, **(env or {})}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     except FileNotFoundError as error:
         raise ImageError(
             f"{command[0]} is not installed (apt-get install {Path(command[0]).name})"
@@ -115,10 +116,16 @@ def packages_tar(work: Path) -> Path:
 
 
 def source_tar(work: Path) -> Path:
-    """The source of every process, and the command `ambit`."""
+    """The source of every process, the command `ambit`, and the CNI plugin, which runs on the host."""
     home = work / HOME
     for package in SOURCES:
         shutil.copytree(REPOSITORY / package, home / package, ignore=IGNORED)
+    plugin = home / "bin" / "ambit-cni"
+    run(
+        *("go", "build", "-C", str(REPOSITORY / "daemonset" / "cni_plugin")),
+        *("-trimpath", "-ldflags=-s -w", "-o", str(plugin), "."),
+        env={"CGO_ENABLED": "0"},
+    )
     for licence in ("LICENSE", "LICENSES"):
         path = REPOSITORY / licence
         copy: Callable[..., object] = shutil.copytree if path.is_dir() else shutil.copy

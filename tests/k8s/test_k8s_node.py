@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.k8s.bed import CLUSTER, SYSTEM, Space, get, kubectl, ok, run
+from tests.k8s.bed import CLUSTER, SYSTEM, TOOLS, Space, get, kubectl, ok, run
 from tests.k8s.test_k8s_traffic import enrolled
 from tests.support.eventually import eventually
 
@@ -88,3 +88,43 @@ def test_a_pod_that_is_gone_leaves_nothing_on_its_node(space: Space) -> None:
     assert re.search(uid, told())
     ok(kubectl("-n", space.name, "delete", "pod", "client", "--wait=true"))
     eventually(lambda: uid not in told(), "the agent has forgotten the pod")
+
+
+def test_the_first_connection_of_a_pod_is_in_the_mesh_already(space: Space) -> None:
+    space.server("web", node=2)
+    enrolled(space, "web")
+    space.apply("PeerAuthentication", "security.istio.io/v1", "strict", {"mtls": {"mode": "STRICT"}})
+    once = {
+        "name": "once",
+        "image": TOOLS,
+        "imagePullPolicy": "Never",
+        "command": ["curl", "-sS", "--fail", "--max-time", "10", "http://web/"],
+    }
+    space.client("once", node=1, containers=[once], restartPolicy="Never")
+    phase = ["wait", "pod", "once", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=30s"]
+    ok(kubectl("-n", space.name, *phase))
+
+
+def agents(count: int, selector: dict[str, str | None]) -> None:
+    body = json.dumps({"spec": {"template": {"spec": {"nodeSelector": selector}}}})
+    ok(kubectl("-n", SYSTEM, "patch", "daemonset", "ambit-node", "--type=merge", "-p", body))
+    eventually(
+        lambda: len(get("pods", "-n", SYSTEM, "-l", "app=ambit-node")["items"]) == count,
+        f"there are {count} agents",
+        timeout_s=60,
+    )
+
+
+def test_without_an_agent_pods_wait_and_then_start_captured(space: Space) -> None:
+    agents(1, {"kubernetes.io/hostname": "node2"})
+    try:
+        space.client("client", node=1)
+
+        def events() -> str:
+            return ok(kubectl("-n", space.name, "get", "events", "-o", "jsonpath={.items[*].message}"))
+
+        eventually(lambda: "node agent does not answer" in events(), "the pod's event tells why it waits")
+        assert get("pod", "client", "-n", space.name)["status"]["phase"] == "Pending"
+    finally:
+        agents(2, {"kubernetes.io/hostname": None})
+    enrolled(space, "client")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemonset import config
+from daemonset.cni_install import CniInstaller
 
 FULL = {
     "NODE_NAME": "n1",
@@ -100,3 +101,12 @@ def test_a_malformed_setting_is_named(name: str, value: str) -> None:
 def test_a_socket_path_of_the_limit_is_taken() -> None:
     path = "/" + "x" * (config.MAX_SOCKET_PATH - 1)
     assert str(config.parse(FULL | {"INPOD_UDS": path}).zds_socket) == path
+
+
+def test_the_cni_plugin_is_installed_where_both_directories_are_named() -> None:
+    both = {"AMBIT_CNI_BIN_DIR": "/host/opt/cni/bin", "AMBIT_CNI_CONF_DIR": "/host/etc/cni/net.d"}
+    assert CniInstaller.of(config.parse(FULL | both)) is not None
+    for name in both:
+        assert CniInstaller.of(config.parse(FULL | {k: v for k, v in both.items() if k != name})) is None
+        with pytest.raises(config.SettingError, match=name):
+            config.parse(FULL | both | {name: "relative"})

@@ -1,0 +1,3 @@
+module ambit.example/cni
+
+go 1.21
