@@ -44,6 +44,10 @@ from mesh.xds.destinations import (
 from mesh.xds.encode import encode_address, encode_authorization
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, encode_http_authorization
 from mesh.xds.providers import AUTHORISER_TYPE, encode_authoriser
+from mesh.xds.request_authentication import (
+    REQUEST_AUTHENTICATION_TYPE,
+    encode_request_authentication,
+)
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.xds.routes import ROUTE_TABLE_TYPE, encode_route_table
 
@@ -100,6 +104,7 @@ class App:
                 ADDRESS_TYPE: encode_address,
                 AUTHORIZATION_TYPE: encode_authorization,
                 HTTP_AUTHORIZATION_TYPE: encode_http_authorization,
+                REQUEST_AUTHENTICATION_TYPE: encode_request_authentication,
                 # Before the routes that name their subsets.
                 ENDPOINT_LABELS_TYPE: encode_endpoint_labels,
                 DESTINATION_TYPE: encode_destination_policy,
@@ -107,7 +112,14 @@ class App:
                 AUTHORISER_TYPE: encode_authoriser,
             },
             # A waypoint that learns of a service has its policies by then.
-            named_by_others=frozenset({AUTHORIZATION_TYPE, HTTP_AUTHORIZATION_TYPE, AUTHORISER_TYPE}),
+            named_by_others=frozenset(
+                {
+                    AUTHORIZATION_TYPE,
+                    HTTP_AUTHORIZATION_TYPE,
+                    REQUEST_AUTHENTICATION_TYPE,
+                    AUTHORISER_TYPE,
+                }
+            ),
         )
         self._snapshot = Snapshot(objects={})
         self._mesh: Mesh | None = None
@@ -231,6 +243,7 @@ class App:
                 },
                 AUTHORIZATION_TYPE: mesh.policies,
                 HTTP_AUTHORIZATION_TYPE: mesh.http_policies,
+                REQUEST_AUTHENTICATION_TYPE: mesh.authentications,
                 ENDPOINT_LABELS_TYPE: mesh.endpoint_labels,
                 DESTINATION_TYPE: mesh.destinations,
                 ROUTE_TABLE_TYPE: mesh.routes,

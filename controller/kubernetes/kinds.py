@@ -41,7 +41,8 @@ _CUSTOM = (
     (_GATEWAY_API, _STABLE, "ReferenceGrant", "referencegrants"),
     (_GATEWAY_API, ("v1", "v1alpha2"), "TCPRoute", "tcproutes"),
     (_GATEWAY_API, ("v1", "v1alpha3", "v1alpha2"), "TLSRoute", "tlsroutes"),
-    ("split.smi-spec.io", ("v1alpha4", "v1alpha2", "v1alpha1"), "TrafficSplit", "trafficsplits"),
+    ("split.smi-spec.io", ("v1alpha4", "v1alpha3", "v1alpha2", "v1alpha1"), "TrafficSplit", "trafficsplits"),
+    ("specs.smi-spec.io", ("v1alpha4", "v1alpha3", "v1alpha2"), "HTTPRouteGroup", "httproutegroups"),
     ("linkerd.io", ("v1alpha2",), "ServiceProfile", "serviceprofiles"),
 )
 

@@ -14,15 +14,17 @@ from controller.translate.conditions import condition_statuses
 from controller.translate.destination_rule import endpoint_labels, translate_destination_rules
 from controller.translate.gateway import Status, update_statuses
 from controller.translate.http_authorization import translate_http_authorization
-from controller.translate.http_route import Finding, translate_http_routes
 from controller.translate.members import Members
 from controller.translate.peer_authentication import PeerModes
 from controller.translate.pods import Instance, translate_pods
 from controller.translate.providers import translate_providers
+from controller.translate.request_authentication import translate_request_authentication
 from controller.translate.route_status import route_statuses
+from controller.translate.routes import READ as ROUTES
+from controller.translate.routes import translate_routes
 from controller.translate.service_entry import translate_service_entries
 from controller.translate.services import translate_services, unserved_slices
-from controller.translate.types import Options, Problem, Severity, problem
+from controller.translate.types import Options, Problem, problem
 from controller.translate.waypoint_objects import Object, derive_all
 from controller.translate.waypoints import waypoint_pods
 from controller.translate.workload_entry import translate_workload_entries
@@ -34,6 +36,7 @@ from mesh.model.policy import Authorization
 from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
+from mesh.model.token import RequestAuthentication
 from mesh.model.workload import NamespacedHostname, Workload
 
 __all__ = ["Mesh", "Options", "Problem", "translate"]
@@ -48,9 +51,10 @@ READ = frozenset(
         (ISTIO_NETWORKING, "WorkloadEntry"),
         (ISTIO_SECURITY, "AuthorizationPolicy"),
         (ISTIO_SECURITY, "PeerAuthentication"),
+        (ISTIO_SECURITY, "RequestAuthentication"),
         (GATEWAY_API, "Gateway"),
         (GATEWAY_API, "GatewayClass"),
-        (GATEWAY_API, "HTTPRoute"),
+        *ROUTES,
         *(("", kind) for kind in ("ConfigMap", "Secret", "ServiceAccount", "Endpoints", "Event")),
     }
 )
@@ -83,6 +87,8 @@ class Mesh:
     """By resource name (`mesh.xds.routes.route_table_name`)."""
     http_policies: Mapping[str, HttpAuthorization]
     """Enforced by waypoints."""
+    authentications: Mapping[str, RequestAuthentication]
+    """The tokens that waypoints believe."""
     destinations: Mapping[str, DestinationPolicy]
     """How waypoints choose and reach endpoints, by resource name."""
     endpoint_labels: Mapping[str, EndpointLabels]
@@ -122,9 +128,11 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         served.update({authorization.key: authorization for authorization in applied})
         names = tuple(authorization.key for authorization in applied)
         workloads[workload.uid] = replace(workload, authorization_policies=names)
-    routes = _routes(world, services, statuses)
-    http_policies = translate_http_authorization(world, services)
     destinations = translate_destination_rules(world, services)
+    routes = translate_routes(world, services, destinations)
+    statuses += route_statuses(routes.parents, routes.findings)
+    http_policies = translate_http_authorization(world, services)
+    authentications = translate_request_authentication(world, services)
     labels = endpoint_labels(
         destinations.values(), ((instance.labels, workload) for instance, workload in joined)
     )
@@ -135,8 +143,9 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         workloads=workloads,
         services=services,
         policies=served,
-        routes=routes,
+        routes=routes.tables,
         http_policies=http_policies,
+        authentications=authentications,
         destinations=destinations,
         endpoint_labels=labels,
         authorisers=translate_providers(world, services),
@@ -167,26 +176,6 @@ def _applied(
     if strict is not None:
         found.append(strict)
     return sorted(found, key=lambda policy: policy.key)
-
-
-def _routes(
-    world: World, services: Mapping[NamespacedHostname, Service], statuses: list[Status]
-) -> dict[str, RouteTable]:
-    found = translate_http_routes(world.all(GATEWAY_API, "HTTPRoute"), services, world.options.cluster_domain)
-    world.problems.extend(_as_problem(finding) for finding in found.findings)
-    statuses.extend(route_statuses(found.parents, found.findings))
-    for parent in found.parents:
-        for key in parent.services:
-            if services[key].waypoint is None and not services[key].weighted_waypoints:
-                reason = f"service {key} has no waypoint, so that the route is not respected there"
-                path = ("spec", "parentRefs", parent.index)
-                world.problems.append(problem(parent.route, path, reason))
-    return found.tables
-
-
-def _as_problem(finding: Finding) -> Problem:
-    severity: Severity = "error" if finding.severity == "error" else "warning"
-    return problem(finding.route, finding.path, finding.reason, severity)
 
 
 def _report_kinds(world: World) -> None:

@@ -112,7 +112,7 @@ def ask(
         method=method,
         target=target,
         authority=authority,
-        headers=[("host", authority), *headers],
+        headers=list(headers),
         framing=Framing.NONE,
     )
     return plan_request(

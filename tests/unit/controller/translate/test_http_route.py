@@ -66,7 +66,7 @@ def ask(made: RouteTable, target: str, *headers: tuple[str, str], method: str = 
         method=method,
         target=target,
         authority="echo",
-        headers=[("host", "echo"), *headers],
+        headers=list(headers),
         framing=Framing.NONE,
     )
     return plan_request(head, service=host("echo"), port=80, matcher=RouteMatcher(made), random=lambda: 0.0)
