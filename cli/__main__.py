@@ -29,6 +29,12 @@ VERBS: dict[str, Group] = {
         ("stat", "cli.stat", "golden metrics: success, rate, latency"),
         ("edges", "cli.edges", "who talks to whom, with which identity, over mutual TLS or not"),
     ),
+    "What is in force": (
+        ("authz", "cli.authz", "policies of a pod or service, where written, and who may call it"),
+        ("certs", "cli.certs", "certificates of every identity, and the root above them"),
+        ("describe", "cli.describe", "all about one pod or service"),
+        ("node", "cli.node", "what a node's ztunnel has been told, holds and does"),
+    ),
     "Set it up": (
         ("lab", "cli.lab", "a mesh on this machine, from Kubernetes YAML"),
         ("waypoint", "cli.waypoint", "L7 proxies: make, list and delete them"),

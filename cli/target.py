@@ -35,7 +35,7 @@ class Part:
 
 CONTROLLER = Part("controller")
 Listener = tuple[str, int]
-"""Address (`0.0.0.0` and `::` are all) and port that a process listens on."""
+"""Address and port that a process listens on; `*` is every address, `0.0.0.0` and `::` all of a family."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,9 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,6 @@ LOADER_TIMEOUT_S = 30.0
 POLL_S = 0.1
 BLOCK = 65536
 CLONE_NEWNET = 0x40000000
-LISTEN = "0A"
-"""State of a listening socket in /proc/net/tcp."""
 RESERVED_PORTS = frozenset({15001, 15006, 15008})
 PORTS = {
     "agent": 15016,
@@ -232,14 +228,15 @@ class LabTarget:
 
     def listening(self, namespace: str, pod: str) -> frozenset[Listener] | None:
         """Return the listening sockets of a pod's namespace, without ztunnel's."""
-        found: set[Listener] = set()
         try:
             with inside(self._layout.pod_netns(namespace, pod)):
-                for name in ("tcp", "tcp6"):
-                    lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
-                    found |= {_listener(f[1]) for f in map(str.split, lines) if f[3] == LISTEN}
-        except OSError:
+                # Only sock_diag, which ss asks, knows whether `::` takes IPv4 as well.
+                done = subprocess.run(
+                    ["ss", "-ltnH"], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
+                )
+        except (OSError, subprocess.SubprocessError):
             return None
+        found = {listener(line.split()[3]) for line in done.stdout.splitlines() if len(line.split()) > 3}
         return frozenset(one for one in found if one[1] not in RESERVED_PORTS)
 
     def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:
@@ -268,8 +265,7 @@ class LabTarget:
         return found
 
 
-def _listener(text: str) -> Listener:
-    """Read an address of /proc/net/tcp: 32-bit words in the host's byte order."""
-    digits, _, port = text.partition(":")
-    words = [int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)]
-    return str(ip_address(b"".join(words))), int(port, 16)
+def listener(text: str) -> Listener:
+    """Read `ADDRESS:PORT` as ss writes it: `*` is both families, an interface may follow the address."""
+    address, _, port = text.rpartition(":")
+    return address.strip("[]").partition("%")[0], int(port)

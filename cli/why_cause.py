@@ -153,9 +153,8 @@ def hears(branch: Branch) -> bool | None:
     if branch.listeners is None:
         return None
     address = ip_address(branch.address)
-    every = {"::"} if address.version == 6 else {"::", "0.0.0.0"}
-    mapped = {str(ip_address(f"::ffff:{address}"))} if address.version == 4 else set()
-    heard = {str(address), *every, *mapped}
+    every = "::" if address.version == 6 else "0.0.0.0"
+    heard = {str(address), "*", every, f"::ffff:{address}"}
     return any(port == branch.port and where in heard for where, port in branch.listeners)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cli.target import Answer, Part, Program, UnreachableError
+from cli.target import Answer, Listener, Part, Program, UnreachableError
 from mesh.config.objects import parse_documents
 from mesh.config.source import Snapshot
 
@@ -24,7 +24,7 @@ class FakeTarget:
     running: list[Program] = field(default_factory=list)
     bpf_report: Mapping[str, Any] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
-    open_ports: dict[str, frozenset[int]] = field(default_factory=dict)
+    open_ports: dict[str, frozenset[Listener]] = field(default_factory=dict)
     labelled: list[tuple[str, str, str, Sequence[str]]] = field(default_factory=list)
     applied: list[Mapping[str, Any]] = field(default_factory=list)
     deleted: list[tuple[str, str, str]] = field(default_factory=list)
@@ -71,7 +71,7 @@ class FakeTarget:
     def missing_cgroups(self) -> list[str]:
         return []
 
-    def listening(self, namespace: str, pod: str) -> frozenset[int] | None:
+    def listening(self, namespace: str, pod: str) -> frozenset[Listener] | None:
         return self.open_ports.get(f"{namespace}/{pod}")
 
     def set_labels(self, kind: str, namespace: str, name: str, words: Sequence[str]) -> None:
