@@ -6,7 +6,7 @@ from __future__ import annotations
 from mesh.model.destination import RetryBudget
 
 DEFAULT_BUDGET = RetryBudget(percent=20.0, interval_s=10.0, min_per_second=10.0)
-"""Where no object sets one: a request costs 1.2 tries at most, but 10 retries a second are free (Linkerd's)."""
+"""Where no object sets one: 1.2 tries a request at most, but 10 retries a second are free (Linkerd)."""
 _SLOTS = 10
 
 

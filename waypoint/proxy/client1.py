@@ -164,10 +164,12 @@ class Http1Client:
     def _complete(self, events: UpstreamEvents, trailers: Headers) -> None:
         """The response is whole: free the connection first, as its end may begin the next try."""
         self._events = None
-        if self._request_ended and self._keep_alive:
+        free = self._request_ended and self._keep_alive
+        if free:
+            # Whoever waits for a connection may take it at once.
             self._release()
         events.on_end(trailers)
-        if not (self._request_ended and self._keep_alive):
+        if not free:
             self.close()
 
     def _release(self) -> None:

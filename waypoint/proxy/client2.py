@@ -14,7 +14,7 @@ from waypoint.http.h2_limits import Http2Limits
 from waypoint.http.h2_stream import Stream
 from waypoint.http.message import Framing, Headers, RequestHead, ResponseHead
 from waypoint.proxy.connection2 import Http2Connection, StreamSide
-from waypoint.proxy.streams import CallLater, Failure, UpstreamEvents
+from waypoint.proxy.streams import CallLater, Failure, UpstreamEvents, Watch
 
 _KEPT_BYTES = 65_536
 """Body of a try that is kept until its response begins."""
@@ -120,15 +120,24 @@ class Http2Try(StreamSide):
         "_moves",
         "_stream",
         "_trailers",
+        "_watch",
         "endpoint",
         "over",
         "reused",
     )
 
-    def __init__(self, events: UpstreamEvents, *, endpoint: str = "", home: Home | None = None) -> None:
+    def __init__(
+        self,
+        events: UpstreamEvents,
+        *,
+        endpoint: str = "",
+        home: Home | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         super().__init__()
         self._events = events
         self._home = home
+        self._watch = watch
         self._client: Http2Client | None = None
         self._stream: Stream | None = None
         self._head: RequestHead | None = None
@@ -163,16 +172,18 @@ class Http2Try(StreamSide):
     def fail(self, failure: Failure, detail: str) -> None:
         """Report a failure, unless the try is over."""
         if not self.over:
-            self._end()
+            self._end(failure)
             self._events.on_failure(failure, f"{self.endpoint}: {detail}" if self.endpoint else detail)
 
-    def _end(self) -> None:
+    def _end(self, failure: Failure | None) -> None:
         self.over = True
         self._kept = None
         if self._blocked and self._client is not None:
             self._client.held.discard(self)
         if self._home is not None:
             self._home.over()
+        if self._watch is not None:
+            self._watch.on_over(failure)
 
     # --- Upstream
 
@@ -218,7 +229,7 @@ class Http2Try(StreamSide):
         if self.over:
             return
         client, stream = self._client, self._stream
-        self._end()
+        self._end(None)
         if client is not None:
             if stream is None:
                 client.drop(self)
@@ -242,6 +253,8 @@ class Http2Try(StreamSide):
     def on_response(self, head: ResponseHead) -> None:
         """Pass a head on."""
         self._kept = None
+        if self._watch is not None:
+            self._watch.on_response(head)
         self._events.on_response(head)
 
     def on_data(self, data: bytes) -> None:
@@ -253,7 +266,9 @@ class Http2Try(StreamSide):
         if self.over:
             return
         client, stream = self._client, self._stream
-        self._end()
+        if self._watch is not None:
+            self._watch.on_end(trailers)
+        self._end(None)
         if client is not None and stream is not None and stream.open:
             client.codec.reset(stream, ErrorCode.NO_ERROR)
         self._events.on_end(trailers)

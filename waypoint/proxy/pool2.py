@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 
 from mesh.net.sockets import DialError
 from mesh.runtime.tasks import TaskOwner, create_task
+from waypoint.cluster.circuit import Bound, Circuit
 from waypoint.http.h2_limits import Http2Limits
 from waypoint.proxy.client2 import Http2Client, Http2Try
 from waypoint.proxy.pool import Dial, Endpoint, PoolLimits
-from waypoint.proxy.streams import CallLater, Failure, UpstreamEvents
+from waypoint.proxy.streams import CallLater, Failure, UpstreamEvents, Watch
+
+NEVER_S = 365 * 86_400.0
+"""Idle timeout of connections that are kept for good."""
 
 
 class Http2Pool:
@@ -27,6 +32,7 @@ class Http2Pool:
         owner: TaskOwner,
         limits: PoolLimits | None = None,
         connection_limits: Http2Limits | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dial = dial
         self._call_later = call_later
@@ -35,9 +41,10 @@ class Http2Pool:
         self._connection_limits = replace(
             connection_limits or Http2Limits(), idle_timeout_s=self._limits.idle_s
         )
+        self._now = now
         self._groups: dict[Hashable, _Group] = {}
         self.connections = 0
-        """Open connections."""
+        """Open connections and dials."""
         self.pending = 0
         """Tries that wait for a connection."""
 
@@ -46,30 +53,41 @@ class Http2Pool:
         group = self._groups.get(key)
         return group.load if group is not None else 0
 
-    def open(self, endpoint: Endpoint | None, detail: str, events: UpstreamEvents) -> Http2Try:
+    def open(
+        self, endpoint: Endpoint | None, detail: str, events: UpstreamEvents, watch: Watch | None = None
+    ) -> Http2Try:
         """Begin a try on `endpoint`; None fails it with `detail` on the loop's next turn."""
         if endpoint is None:
-            attempt = Http2Try(events)
+            attempt = Http2Try(events, watch=watch)
             self._call_later(0, lambda: attempt.fail(Failure.NO_HOST, detail))
             return attempt
         group = self._groups.get(endpoint.key)
         if group is None:
-            group = self._groups[endpoint.key] = _Group(self, endpoint)
-        attempt = Http2Try(events, endpoint=endpoint.label, home=group)
+            circuit = watch.circuit if watch is not None else Circuit(endpoint.label)
+            group = self._groups[endpoint.key] = _Group(self, endpoint, circuit)
+        attempt = Http2Try(events, endpoint=endpoint.label, home=group, watch=watch)
         group.load += 1
         client = group.find()
         if client is not None:
             attempt.bind(client)
+        elif group.circuit.pending_full:
+            words = group.circuit.overflow(Bound.PENDING)
+            self._call_later(0, lambda: attempt.fail(Failure.OVERFLOW, words))
         elif self.pending >= self._limits.pending:
-            detail = f"{self.pending} requests wait for a connection, the limit"
+            words = f"{self.pending} requests wait for a connection, the limit"
+            detail = f"{words} (AMBIT_MAX_PENDING_REQUESTS)"
             self._call_later(0, lambda: attempt.fail(Failure.OVERFLOW, detail))
         else:
             group.enqueue(attempt)
         return attempt
 
-    def close_idle(self) -> None:
-        """Close every idle connection (drain, or endpoints that left)."""
-        for group in list(self._groups.values()):
+    def close_idle(self, keys: Iterable[Hashable] | None = None) -> None:
+        """Close idle connections (drain), or those of `keys` (endpoints that left) once they are idle."""
+        groups = list(self._groups.values())
+        if keys is not None:
+            groups = [group for key in keys if (group := self._groups.get(key)) is not None]
+        for group in groups:
+            group.retired = group.retired or keys is not None
             for client in [client for client in group.clients if client.idle]:
                 client.close()
 
@@ -77,24 +95,33 @@ class Http2Pool:
         """Dial for tries that wait, unless one is on its way or the limit is reached."""
         if not group.waiting or group.dialling:
             return
+        # Every endpoint may have one, so that no request waits for a connection that never comes.
+        if group.circuit.connections_full and group.clients:
+            group.circuit.overflow(Bound.CONNECTIONS)
+            return
         if self.connections >= self._limits.connections:
             if not group.clients:
-                detail = f"{self.connections} connections are open, the limit"
-                self._fail_waiting(group, Failure.OVERFLOW, detail)
+                words = f"{self.connections} connections are open, the limit"
+                self._fail_waiting(group, Failure.OVERFLOW, f"{words} (AMBIT_MAX_UPSTREAM_CONNECTIONS)")
             return
         group.dialling = True
+        group.circuit.connections += 1
         self.connections += 1
         label = group.endpoint.label
         create_task(self._connect(group), name=f"dial {label} for HTTP/2", owner=self._owner)
 
     async def _connect(self, group: _Group) -> None:
         connected = False
+        circuit = group.circuit
+        timeout_s = circuit.policy.connect_timeout_s if circuit.source else self._limits.connect_s
         try:
-            async with asyncio.timeout(self._limits.connect_s):
+            async with asyncio.timeout(timeout_s):
                 end = await self._dial(group.endpoint)
             connected = True
         except TimeoutError:
-            detail = f"did not accept within {self._limits.connect_s:g} s"
+            detail = f"did not accept within {timeout_s:g} s"
+            if circuit.source:
+                detail += f" ({circuit.source}: connectTimeout)"
             self._fail_waiting(group, Failure.CONNECT, detail)
             return
         except DialError as error:
@@ -103,30 +130,45 @@ class Http2Pool:
         finally:
             group.dialling = False
             if not connected:
+                circuit.connections -= 1
                 self.connections -= 1
         client = Http2Client(
             call_later=self._call_later,
             on_room=lambda _: self._serve(group),
             on_closed=lambda closed: self._on_closed(group, closed),
-            limits=self._connection_limits,
+            limits=self._bounds(circuit),
         )
         group.clients.append(client)
+        group.opened_s[client] = self._now()
         client.start(end, client)
         end.start(client, client)
         self._serve(group)
+
+    def _bounds(self, circuit: Circuit) -> Http2Limits:
+        """Return the limits of one connection to a service."""
+        bounds, policy = self._connection_limits, circuit.policy
+        if not circuit.source:
+            return bounds
+        streams = (
+            bounds.max_streams if policy.max_concurrent_streams is None else policy.max_concurrent_streams
+        )
+        idle_s = NEVER_S if policy.idle_timeout_s is None else policy.idle_timeout_s
+        return replace(bounds, max_streams=min(bounds.max_streams, streams), idle_timeout_s=idle_s)
 
     def _serve(self, group: _Group) -> None:
         """Bind tries that wait to connections with room; dial for those that are left."""
         while group.waiting and (client := group.find()) is not None:
             attempt = group.waiting.popleft()
-            self.pending -= 1
-            if not attempt.over:
-                attempt.bind(client)
+            group.left()
+            attempt.bind(client)
+        for client in [client for client in group.clients if client.idle and group.spent(client)]:
+            client.close()
         self._dial_for(group)
 
     def _fail_waiting(self, group: _Group, failure: Failure, detail: str) -> None:
         waiting, group.waiting = group.waiting, deque()
-        self.pending -= len(waiting)
+        for _ in waiting:
+            group.left()
 
         def fail() -> None:
             for attempt in waiting:
@@ -137,43 +179,79 @@ class Http2Pool:
     def _on_closed(self, group: _Group, client: Http2Client) -> None:
         if client in group.clients:
             group.clients.remove(client)
+            group.opened_s.pop(client, None)
+            group.circuit.connections -= 1
             self.connections -= 1
         self._dial_for(group)
         self._forget(group)
 
     def _forget(self, group: _Group) -> None:
-        if not group.load and not group.clients and not group.dialling and not group.waiting:
-            self._groups.pop(group.endpoint.key, None)
+        if group.load or group.clients or group.dialling or group.waiting:
+            return
+        if self._groups.get(group.endpoint.key) is group:
+            del self._groups[group.endpoint.key]
 
 
 class _Group:
     """The connections to one endpoint and the tries that wait for one: the `Home` of its tries."""
 
-    __slots__ = ("_pool", "clients", "dialling", "endpoint", "load", "waiting")
+    __slots__ = (
+        "_pool",
+        "circuit",
+        "clients",
+        "dialling",
+        "endpoint",
+        "load",
+        "opened_s",
+        "retired",
+        "waiting",
+    )
 
-    def __init__(self, pool: Http2Pool, endpoint: Endpoint) -> None:
+    def __init__(self, pool: Http2Pool, endpoint: Endpoint, circuit: Circuit) -> None:
         self._pool = pool
         self.endpoint = endpoint
+        self.circuit = circuit
         self.clients: list[Http2Client] = []
+        self.opened_s: dict[Http2Client, float] = {}
         self.waiting: deque[Http2Try] = deque()
         self.dialling = False
+        self.retired = False
         self.load = 0
 
     def find(self) -> Http2Client | None:
         """Return a connection that takes another try."""
         for client in self.clients:
-            if client.room:
+            if client.room and not self.spent(client):
                 return client
         return None
+
+    def spent(self, client: Http2Client) -> bool:
+        """Whether a connection takes no further try, by number or age or because its endpoint left."""
+        policy = self.circuit.policy
+        most, age_s = policy.max_requests_per_connection, policy.max_connection_age_s
+        return (
+            self.retired
+            or (most is not None and client.requests >= most)
+            or (age_s is not None and self._pool._now() - self.opened_s[client] >= age_s)
+        )
 
     def enqueue(self, attempt: Http2Try) -> None:
         """Let a try wait for a connection."""
         self.waiting.append(attempt)
+        self.circuit.pending += 1
         self._pool.pending += 1
         self._pool._dial_for(self)
 
+    def left(self) -> None:
+        """Count a try out that waited."""
+        self.circuit.pending -= 1
+        self._pool.pending -= 1
+
     def over(self) -> None:
         """Count a try out."""
+        for attempt in [attempt for attempt in self.waiting if attempt.over]:
+            self.waiting.remove(attempt)
+            self.left()
         self.load -= 1
         if not self.load:
             self._pool._forget(self)

@@ -7,6 +7,7 @@ import enum
 from collections.abc import Callable
 from typing import Protocol
 
+from waypoint.cluster.circuit import Circuit
 from waypoint.http.message import Headers, RequestHead, ResponseHead
 
 
@@ -111,6 +112,27 @@ class UpstreamEvents(Protocol):
 
     def on_request_blocked(self, blocked: bool) -> None:
         """The connection takes no more (or again takes) bytes of the request."""
+        ...
+
+
+class Watch(Protocol):
+    """Follows one try for whoever chose its endpoint."""
+
+    @property
+    def circuit(self) -> Circuit:
+        """The bounds of the endpoint's service; the same for equal keys."""
+        ...
+
+    def on_response(self, head: ResponseHead) -> None:
+        """A head came; it may be changed."""
+        ...
+
+    def on_end(self, trailers: Headers) -> None:
+        """The response is complete; `on_over` follows."""
+        ...
+
+    def on_over(self, failure: Failure | None) -> None:
+        """The try is over, exactly once; None: complete or given up."""
         ...
 
 

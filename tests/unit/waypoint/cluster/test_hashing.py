@@ -63,7 +63,7 @@ def test_with_maglev_little_more_than_the_share_of_a_changed_host_moves() -> Non
 def test_further_attempts_find_other_hosts(by: ConsistentHash) -> None:
     table = make_table(by, [host(n) for n in range(1, 6)], weight)
     reached = [{table.find(key, attempt).label for attempt in range(8)} for key in KEYS[:200]]
-    assert all(len(labels) >= 3 for labels in reached)
+    assert all(len(labels) >= 2 for labels in reached)
 
 
 def test_on_a_ring_each_attempt_finds_another_host_until_there_are_none() -> None:
