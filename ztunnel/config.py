@@ -66,6 +66,8 @@ class Config:
     self_pod: tuple[str, str, str] | None = None
     """Name, namespace and service account of ztunnel's own pod: its metrics are then reachable over mTLS."""
     workers: int = 2
+    worker_deadline_s: float = 30.0
+    """A worker that says nothing for so long is killed and replaced; one large update may take seconds."""
     admin: ListenAddress
     metrics: ListenAddress
     readiness: ListenAddress
@@ -115,6 +117,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         auth_token=Path(reader.required("AUTH_TOKEN", "the file with this node's service account token")),
         self_pod=_self_pod(reader),
         workers=int(reader.number("AMBIT_WORKERS", 2, 1, 64)),
+        worker_deadline_s=reader.number("AMBIT_WORKER_DEADLINE_S", 30, 2, 3600),
         admin=reader.address("AMBIT_ADMIN_ADDR", ListenAddress(host="127.0.0.1", port=15000)),
         metrics=reader.address("AMBIT_METRICS_ADDR", ListenAddress(host="0.0.0.0", port=15020)),
         readiness=reader.address("AMBIT_READINESS_ADDR", ListenAddress(host="0.0.0.0", port=15021)),

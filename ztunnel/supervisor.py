@@ -25,6 +25,7 @@ from mesh.telemetry.metrics import (
     PENDING_PROXIES,
     PROXIES_STARTED,
     PROXIES_STOPPED,
+    WORKERS_HUNG,
     WORKERS_STARTED,
 )
 from mesh.telemetry.series import Delta, Recorder, Totals
@@ -70,7 +71,9 @@ class Supervisor:
         self._config = config
         self._clock = clock
         self._readiness = readiness
-        self._workers = Workers(config.workers, self, environ=environ, clock=clock)
+        self._workers = Workers(
+            config.workers, self, environ=environ, clock=clock, deadline_s=config.worker_deadline_s
+        )
         self._pods: dict[str, _Pod] = {}
         self._resources: dict[str, dict[str, Resource]] = {}
         self._broken: dict[str, Resource] = {}
@@ -97,6 +100,10 @@ class Supervisor:
             worker.channel.send(certificate_message(certificate))
         for pod in self._pods.values():
             self._send_pod(worker, pod)
+
+    def worker_hung(self, worker: Worker) -> None:
+        """Count it."""
+        self.recorder.add(WORKERS_HUNG)
 
     def worker_gone(self, worker: Worker) -> None:
         """Be unready until its successor is up; its gauges count no more."""

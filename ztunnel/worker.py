@@ -39,7 +39,7 @@ from ztunnel.plane import PodInfo
 _log = logging.getLogger("ztunnel.worker")
 
 TICK_S = 1.0
-"""How often byte counts and metrics go to the supervisor; ux.md asks for five seconds at most."""
+"""How often byte counts, metrics and a sign of life go to the supervisor."""
 GC_OBJECTS = 20_000
 """New containers after which the youngest are looked through; a connection makes a few dozen."""
 
@@ -143,6 +143,7 @@ class Worker:
             await asyncio.sleep(TICK_S)
             self._plane.tick()
             self._report()
+            self._channel.send(Message("alive"))
 
     def _report(self) -> None:
         dropped = self._log_handler.take_dropped()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker processes: started, replaced when they die, asked, drained, ended.
+"""The worker processes: started, replaced when they die or hang, asked, drained, ended.
 
 Knows nothing of what workers do: what a new one must be told, and what their messages
 mean, is the supervisor's business (`WorkerOwner`).
@@ -29,6 +29,10 @@ RESTART_FIRST_S = 0.1
 RESTART_MAX_S = 5.0
 STABLE_S = 10.0
 """A worker that lived this long begins again with the first restart delay."""
+WATCH_S = 0.5
+"""How often silence is looked for."""
+START_DEADLINE_S = 60.0
+"""Until the first word of a worker: on a busy node an interpreter takes many seconds to start."""
 DRAIN_MARGIN_S = 5.0
 """Beyond the drain deadline: what a worker may take to cut its connections and end."""
 
@@ -43,6 +47,8 @@ class Worker:
     answers: dict[str, asyncio.Future[str]] = field(default_factory=dict)
     """Pod uid -> the answer awaited, an error or ''."""
     dumps: dict[int, asyncio.Future[object]] = field(default_factory=dict)
+    heard: int = 0
+    """Messages that came from it; its loop sends one a second at least."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Drained or gone: nothing more is expected of it."""
 
@@ -63,6 +69,10 @@ class WorkerOwner(Protocol):
         """Take a message that is not about the process itself."""
         ...
 
+    def worker_hung(self, worker: Worker) -> None:
+        """A worker's loop stands still; it is killed and replaced."""
+        ...
+
     def worker_gone(self, worker: Worker) -> None:
         """A worker died or was ended."""
         ...
@@ -71,13 +81,23 @@ class WorkerOwner(Protocol):
 class Workers:
     """Keeps `count` workers running until `drain` or `close`; loop thread only."""
 
-    def __init__(self, count: int, owner: WorkerOwner, *, environ: Mapping[str, str], clock: Clock) -> None:
+    def __init__(
+        self,
+        count: int,
+        owner: WorkerOwner,
+        *,
+        environ: Mapping[str, str],
+        clock: Clock,
+        deadline_s: float,
+    ) -> None:
+        """Keep them with `environ`; one that is silent for `deadline_s` is killed and replaced."""
         self.count = count
         self.spawned = Signal()
         """Fires after each start."""
         self._owner = owner
         self._environ = dict(environ)
         self._clock = clock
+        self._deadline_s = deadline_s
         self._tasks = TaskOwner("workers")
         self._running: dict[int, Worker] = {}
         self._dump_numbers = 0
@@ -100,7 +120,9 @@ class Workers:
         while not self._ending:
             started = self._clock.monotonic()
             worker = await self._spawn(index)
+            watch = create_task(self._watch(worker), name=f"watch-{worker.name}", owner=self._tasks)
             code = await worker.process.wait()
+            watch.cancel()
             self._gone(worker)
             if self._ending:
                 return
@@ -115,6 +137,29 @@ class Workers:
             )
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RESTART_MAX_S)
+
+    async def _watch(self, worker: Worker) -> None:
+        """Kill a worker that is silent for the deadline.
+
+        Silence is counted in turns of this loop: what this process itself slept through, with the
+        worker's messages unread, is no silence.
+        """
+        silent_s, heard = 0.0, 0
+        while not worker.ended.is_set():
+            await asyncio.sleep(WATCH_S)
+            silent_s = silent_s + WATCH_S if worker.heard == heard else 0.0
+            heard = worker.heard
+            allowed_s = self._deadline_s if heard else max(self._deadline_s, START_DEADLINE_S)
+            if silent_s >= allowed_s and not worker.ended.is_set():
+                _log.error(
+                    "%s (pid %d) hangs: nothing heard for %g s (AMBIT_WORKER_DEADLINE_S); it is replaced",
+                    worker.name,
+                    worker.process.pid,
+                    silent_s,
+                )
+                self._owner.worker_hung(worker)
+                self._kill(worker)
+                return
 
     async def _spawn(self, index: int) -> Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -151,13 +196,20 @@ class Workers:
 
     def _cut_off(self, worker: Worker) -> None:
         # A process that hangs without its channel is of no use.
-        if worker.process.returncode is None and not worker.ended.is_set():
+        if not worker.ended.is_set():
+            self._kill(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        if worker.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 worker.process.kill()
 
     def _received(self, worker: Worker, message: Message, fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)
+        worker.heard += 1
+        if message.kind == "alive":
+            return
         if message.kind == "drained":
             worker.ended.set()
         elif message.kind == "dumped":

@@ -179,6 +179,7 @@ PENDING_PROXIES = Metric("workload_manager_pending_proxy_count", MetricType.GAUG
 PROXIES_STARTED = _counter("workload_manager_proxies_started", "Pods started", ())
 PROXIES_STOPPED = _counter("workload_manager_proxies_stopped", "Pods stopped", ())
 WORKERS_STARTED = _counter("ambit_workers_started", "Worker processes started, replacements included", ())
+WORKERS_HUNG = _counter("ambit_workers_hung", "Worker processes killed because their loop stood still", ())
 LOG_LINES_DROPPED = _counter(
     "ambit_log_lines_dropped", "Log lines dropped because the supervisor was behind", ()
 )
@@ -216,6 +217,7 @@ METRICS: tuple[Metric, ...] = (
     PROXIES_STARTED,
     PROXIES_STOPPED,
     WORKERS_STARTED,
+    WORKERS_HUNG,
     LOG_LINES_DROPPED,
     SERIES_DROPPED,
     BUILD,

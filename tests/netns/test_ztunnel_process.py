@@ -163,6 +163,28 @@ async def test_row_37_a_successor_takes_over_without_a_refused_connection(tmp_pa
 
 
 @scenario
+async def test_a_hung_worker_is_replaced_with_all_state(tmp_path: Path) -> None:
+    async with world("ztp", tmp_path) as w:
+        _, nb, a, b = await pair(w, AMBIT_WORKERS="1", AMBIT_WORKER_DEADLINE_S="2")
+        assert await w.ask(a, b.ipv4, 8080) == b"hello"
+        (worker,) = (await nb.json("/config_dump"))["workers"]  # type: ignore[misc]
+        os.kill(worker["pid"], signal.SIGSTOP)
+
+        async def counted() -> bool:
+            return await metric(nb, "ambit_workers_hung_total") == 1
+
+        await eventually_async(counted, "it is found out")
+        assert f"worker-0 (pid {worker['pid']}) hangs: nothing heard for 2 s" in nb.log.read_text()
+
+        async def again() -> bool:
+            return await w.ask(a, b.ipv4, 8080) == b"hello"
+
+        await eventually_async(again, "another serves")
+        await nb.ready()
+        assert await metric(nb, "ambit_workers_started_total") == 2
+
+
+@scenario
 async def test_a_dead_worker_is_replaced_with_all_state(tmp_path: Path) -> None:
     async with world("ztp", tmp_path) as w:
         _, nb, a, b = await pair(w, AMBIT_WORKERS="1")

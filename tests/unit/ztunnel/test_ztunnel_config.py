@@ -61,6 +61,7 @@ def test_every_problem_is_named_with_its_remedy() -> None:
         read_config(
             {
                 "AMBIT_WORKERS": "0",
+                "AMBIT_WORKER_DEADLINE_S": "1",
                 "AMBIT_ADMIN_ADDR": "localhost:15000",
                 "AMBIT_METRICS_ADDR": "127.0.0.1:99999",
                 "LOG_LEVEL": "loud",
@@ -70,7 +71,13 @@ def test_every_problem_is_named_with_its_remedy() -> None:
         )
     lines = str(caught.value).splitlines()
     named = ["NODE_NAME", "LOG_LEVEL", "LOG_FORMAT", "INPOD_UDS", "XDS_ADDRESS", "XDS_ROOT_CA", "AUTH_TOKEN"]
-    named += ["AMBIT_WORKERS", "AMBIT_ADMIN_ADDR", "AMBIT_METRICS_ADDR", "SECRET_TTL"]
+    named += [
+        "AMBIT_WORKERS",
+        "AMBIT_WORKER_DEADLINE_S",
+        "AMBIT_ADMIN_ADDR",
+        "AMBIT_METRICS_ADDR",
+        "SECRET_TTL",
+    ]
     assert [line.partition("=")[0].partition(" ")[0] for line in lines] == named
     assert all("set it to" in line or "unset it" in line for line in lines)
 
