@@ -49,7 +49,7 @@ def test_an_update_waits_for_the_kernel_to_refill_its_stock(
     monkeypatch.setattr(syscall, "_bpf", lambda command, attributes: next(answers))
     monkeypatch.setattr(syscall.time, "sleep", waited.append)
     if failures == 5:
-        with pytest.raises(BpfError, match="cannot write map pods.*no memory"):
+        with pytest.raises(BpfError, match=r"cannot write map pods.*no memory"):
             syscall.map_update(3, b"k" * 8, b"v", "cannot write map pods")
     else:
         syscall.map_update(3, b"k" * 8, b"v", "cannot write map pods")
