@@ -45,6 +45,9 @@ from mesh.xds.gauges import StateCollector
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from waypoint.admin import Admin
 from waypoint.config import Config
+from waypoint.fetch import Fetcher
+from waypoint.filters.keys import KeyStore
+from waypoint.filters.tokens import TokenChecker
 from waypoint.inbound import Inbound
 from waypoint.proxy.pool import Endpoint, Pool, PoolLimits
 from waypoint.proxy.pool2 import Http2Pool
@@ -157,15 +160,19 @@ class App:
             own=self.own,
             identity=config.identity,
             connect_timeout_s=config.connect_timeout_s,
-            load=lambda key: pool.load(key) + pool2.load(key),
+            load=pool2.load,
             random=random.random,
         )
+        fetcher = Fetcher(self.tables, upstreams, pool, config.namespace)
         return Proxy(
             tables=self.tables,
             upstreams=upstreams,
             pool=pool,
             pool2=pool2,
             tasks=self._tasks,
+            keys=KeyStore(fetcher.fetch, self.clock.monotonic, self._tasks),
+            checker=TokenChecker(),
+            clock=self.clock,
             telemetry=Telemetry(self._recorder, config.access_log, self.clock.monotonic),
             call_later=_call_later,
             random=random.random,

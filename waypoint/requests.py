@@ -10,30 +10,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
-from mesh.authz.http import Asked
-from mesh.identity.spiffe import SpiffeId
 from mesh.model.provider import Authoriser
-from mesh.model.route import HeaderOperations
 from mesh.model.service import AppProtocol, Service
-from mesh.model.workload import NamespacedHostname, Workload
+from mesh.model.workload import Workload
 from mesh.net.sockets import DialError
+from mesh.runtime.clock import Clock
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.state.balance import Random
 from mesh.telemetry.reasons import Reason
-from waypoint.filters.authoriser import Denied, Question, ask
+from waypoint.decision import Decisions, Waiting
+from waypoint.filters.keys import KeyStore
+from waypoint.filters.tokens import TokenChecker
 from waypoint.http.grpc import is_grpc
 from waypoint.http.message import BadMessageError, Framing, Headers, RequestHead
-from waypoint.http.path import normalise_path
 from waypoint.proxy.call import Open
 from waypoint.proxy.exchange import Exchange, ExchangeRecord
 from waypoint.proxy.pool import Pool
 from waypoint.proxy.pool2 import Http2Pool
 from waypoint.proxy.streams import CallLater, Downstream, Upstream, UpstreamEvents
-from waypoint.routing.plan import Answer, Forward, answer, plan_request
-from waypoint.routing.rewrite import change_headers
+from waypoint.routing.plan import Forward, answer
 from waypoint.tables import Tables
 from waypoint.telemetry import Client, Destination, Telemetry
 from waypoint.upstreams import Address, Upstreams, make_address, why_none
@@ -57,6 +54,9 @@ class Proxy:
     pool: Pool
     pool2: Http2Pool
     tasks: TaskOwner
+    keys: KeyStore
+    checker: TokenChecker
+    clock: Clock
     telemetry: Telemetry
     call_later: CallLater
     random: Random
@@ -70,7 +70,18 @@ class Requests:
         self._proxy = proxy
         self._client = client
         self._destination = destination
-        self._identity = SpiffeId.parse(client.identity)
+        self._decisions = Decisions(
+            client,
+            destination,
+            tables=proxy.tables,
+            telemetry=proxy.telemetry,
+            keys=proxy.keys,
+            checker=proxy.checker,
+            clock=proxy.clock,
+            random=proxy.random,
+            open_provider=self._open_provider,
+        )
+        self.admit_connection = self._decisions.admit_connection
         self.http2 = False
         """Whether the client speaks HTTP/2: then so is spoken to ports that declare nothing."""
 
@@ -79,7 +90,7 @@ class Requests:
         proxy = self._proxy
         grpc = is_grpc(head.headers)
         self._clean(head)
-        decision = self._decide(head)
+        decision = self._decisions.decide(head)
         started_s = proxy.telemetry.monotonic()
         reached: list[Workload] = []
 
@@ -102,16 +113,15 @@ class Requests:
 
         exchange = Exchange(
             request=head,
-            plan=None if isinstance(decision, Authoriser) else decision,
+            plan=None if callable(decision) else decision,
             downstream=downstream,
             connect=connect,
             call_later=proxy.call_later,
             random=proxy.random,
             on_done=done,
         )
-        if isinstance(decision, Authoriser):
-            asking = self._ask(exchange, head, decision)
-            create_task(asking, name=f"authoriser {decision.name}", owner=proxy.tasks)
+        if callable(decision):
+            create_task(self._decide_later(exchange, decision), name="decision", owner=proxy.tasks)
         return exchange
 
     def refused(self, error: BadMessageError) -> None:
@@ -146,56 +156,12 @@ class Requests:
             headers.append(("x-request-id", self._proxy.new_id()))
         head.headers = headers
 
-    def _decide(self, head: RequestHead) -> Forward | Answer | Authoriser:
-        """Return what becomes of a request, or whom to ask."""
+    async def _decide_later(self, exchange: Exchange, waiting: Waiting) -> None:
         try:
-            verdict = self._judge(head)
-            return verdict if verdict is not None else self._route(head)
-        except BadMessageError as error:
-            return answer(error.status, flag="DPE", detail=error.reason)
-
-    def _route(self, head: RequestHead) -> Forward | Answer:
-        service, port, proxy = self._destination.service, self._destination.peer.port, self._proxy
-        if service is None:
-            key, matcher = _workload_key(self._destination), None
-        else:
-            key, matcher = service.key, proxy.tables.routes(service.key, port, self._client.namespace)
-        return plan_request(head, service=key, port=port, matcher=matcher, random=proxy.random)
-
-    async def _ask(self, exchange: Exchange, head: RequestHead, provider: Authoriser) -> None:
-        """Ask an external authoriser and decide by its answer."""
-        client, destination = self._client.peer, self._destination
-        question = Question(
-            head=head,
-            source_address=str(client.address),
-            source_port=client.port,
-            source_principal=self._client.identity,
-            destination_address=str(destination.peer.address),
-            destination_port=destination.peer.port,
-            destination_principal=destination.workload.identity if destination.workload is not None else "",
-        )
-        found = await ask(provider, question, partial(self._open_provider, provider))
-        if isinstance(found, Denied):
-            exchange.decide(
-                Answer(
-                    status=found.status,
-                    headers=found.headers,
-                    body=found.body,
-                    flag="UAEX",
-                    detail=found.detail,
-                    source=f"extensionProvider/{provider.name}",
-                )
-            )
-            return
-        changes = HeaderOperations(set=tuple(found.set_headers), remove=found.remove_headers)
-        head.headers = change_headers(head.headers, changes)
-        try:
-            plan = self._route(head)
-        except BadMessageError as error:
-            plan = answer(error.status, flag="DPE", detail=error.reason)
-        if found.response_headers and isinstance(plan, Forward):
-            added = HeaderOperations(add=tuple(found.response_headers))
-            plan = replace(plan, response_headers=(*plan.response_headers, added))
+            plan = await waiting()
+        except Exception as error:
+            exchange.decide(answer(500, flag="-", detail=f"deciding the request failed: {error!r}"))
+            raise
         exchange.decide(plan)
 
     def _open_provider(self, provider: Authoriser, http2: bool) -> Open:
@@ -208,73 +174,6 @@ class Requests:
             why = why_none(proxy.tables, service, provider.port) if endpoint is None else ""
         pool = proxy.pool2 if http2 else proxy.pool
         return lambda events: pool.open(endpoint, why, events)
-
-    def _judge(self, head: RequestHead) -> Answer | Authoriser | None:
-        """Return the refusal of a request that policy does not allow, or who is to be asked of it."""
-        service = self._destination.service
-        guard = self._proxy.tables.guard(service.key if service is not None else None)
-        if guard.unusable:
-            return self._denial(None, Reason.POLICY_UNKNOWN, guard.unusable)
-        if not guard.policies:
-            return None
-        path = head.target.partition("?")[0]
-        verdict = guard.policies.judge(
-            self.asked(
-                method=head.method,
-                host=head.authority,
-                path=path if path == "*" else normalise_path(path),
-                headers=head.headers,
-            )
-        )
-        if not verdict.allowed:
-            return self._denial(verdict.policy, Reason.POLICY_DENIED, verdict.reason)
-        if not verdict.ask:
-            return None
-        provider = self._proxy.tables.provider(verdict.ask)
-        if provider is None:
-            why = (
-                f"CUSTOM policy {verdict.policy} asks provider {verdict.ask}, which MeshConfig's "
-                "extensionProviders do not define"
-            )
-            return self._denial(verdict.policy, Reason.POLICY_UNKNOWN, why)
-        return provider
-
-    def asked(self, *, method: str, host: str, path: str, headers: Headers) -> Asked:
-        """Collect what policies may ask; empty texts for a connection that is not HTTP."""
-        joined: dict[str, str] = {}
-        for name, value in headers:
-            joined[name] = f"{joined[name]},{value}" if name in joined else value
-        client, destination = self._client, self._destination
-        return Asked(
-            identity=self._identity,
-            source_ip=client.peer.address,
-            remote_ip=client.peer.address,
-            destination_ip=destination.peer.address,
-            port=destination.peer.port,
-            method=method,
-            host=host,
-            path=path,
-            headers=joined,
-        )
-
-    def admit_connection(self) -> None:
-        """Judge a connection that is not HTTP.
-
-        Raises:
-            DialError: denied; says by which policy.
-        """
-        service = self._destination.service
-        guard = self._proxy.tables.guard(service.key if service is not None else None)
-        reason, policy, detail = Reason.POLICY_UNKNOWN, None, guard.unusable
-        if not detail:
-            if not guard.policies:
-                return
-            verdict = guard.policies.judge(self.asked(method="", host="", path="", headers=[]))
-            if verdict.allowed and not verdict.ask:
-                return
-            reason, policy, detail = Reason.POLICY_DENIED, verdict.policy, verdict.reason
-        self._proxy.telemetry.denied(policy, reason.value)
-        raise DialError(reason, detail)
 
     def endpoint(self, avoid: frozenset[str]) -> Address:
         """Choose where a connection that is not HTTP goes.
@@ -291,17 +190,6 @@ class Requests:
         if found is None:
             raise DialError(Reason.NO_HEALTHY_UPSTREAM, why_none(proxy.tables, service, port))
         return found
-
-    def _denial(self, policy: str | None, reason: Reason, detail: str) -> Answer:
-        self._proxy.telemetry.denied(policy, reason.value)
-        return Answer(
-            status=403,
-            headers=[("content-type", "text/plain")],
-            body=b"RBAC: access denied",
-            flag="-",
-            detail=detail,
-            source=f"AuthorizationPolicy/{policy}" if policy else "AuthorizationPolicy",
-        )
 
     def _upstream_http2(self, plan: Forward) -> bool:
         if plan.head.upgrade:
@@ -324,12 +212,6 @@ class Requests:
         if endpoint is None:
             return None, why_none(proxy.tables, service, plan.port)
         return endpoint, ""
-
-
-def _workload_key(destination: Destination) -> NamespacedHostname:
-    workload = destination.workload
-    assert workload is not None
-    return NamespacedHostname(namespace=workload.namespace, hostname=workload.name)
 
 
 def protocol_of(service: Service | None, port: int) -> AppProtocol:

@@ -7,23 +7,37 @@ it might have guarded, a route table among it keeps its last good version.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mesh.authz.http import HttpPolicies
 from mesh.model.address import IPAddress
 from mesh.model.http_policy import HttpAuthorization
 from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
+from mesh.model.token import RequestAuthentication
 from mesh.model.workload import GatewayAddress, NamespacedHostname, Workload
 from mesh.state.store import Store
 from mesh.xds.decode import DecodeError
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, decode_http_authorization
 from mesh.xds.providers import AUTHORISER_TYPE, decode_authoriser
+from mesh.xds.request_authentication import (
+    REQUEST_AUTHENTICATION_TYPE,
+    decode_request_authentication,
+)
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from mesh.xds.routes import ROUTE_TABLE_TYPE, decode_route_table
 from mesh.xds.updates import decode_update
+from waypoint.filters.tokens import Authentication
 from waypoint.routing.match import RouteMatcher
 
-TYPES = (ADDRESS_TYPE, HTTP_AUTHORIZATION_TYPE, AUTHORISER_TYPE, ROUTE_TABLE_TYPE)
+TYPES = (
+    ADDRESS_TYPE,
+    HTTP_AUTHORIZATION_TYPE,
+    AUTHORISER_TYPE,
+    REQUEST_AUTHENTICATION_TYPE,
+    ROUTE_TABLE_TYPE,
+)
 """Type URLs that a waypoint asks for."""
 _Place = tuple[NamespacedHostname, int, str]
 
@@ -52,6 +66,9 @@ class Tables:
         self._matchers: dict[_Place, RouteMatcher] = {}
         self._policies: dict[str, HttpAuthorization] = {}
         self._broken: dict[str, str] = {}
+        self._authentications: dict[str, RequestAuthentication] = {}
+        self._broken_authentications: dict[str, str] = {}
+        self._authentications_of: dict[NamespacedHostname | None, Authentication | None] = {}
         self._providers: dict[str, Authoriser] = {}
         self._guards: dict[NamespacedHostname | None, Guard] = {}
 
@@ -64,10 +81,12 @@ class Tables:
             self.store.apply(state)
             return rejections
         self._guards.clear()
+        self._authentications_of.clear()
         take, drop = {
             HTTP_AUTHORIZATION_TYPE: (self._take_policy, self._drop_policy),
             ROUTE_TABLE_TYPE: (self._take_routes, self._drop_routes),
             AUTHORISER_TYPE: (self._take_provider, self._drop_provider),
+            REQUEST_AUTHENTICATION_TYPE: (self._take_authentication, self._drop_authentication),
         }[update.type_url]
         rejected = []
         for name in update.removed:
@@ -79,6 +98,8 @@ class Tables:
                 rejected.append(Rejection(resource.name, str(error)))
                 if update.type_url == HTTP_AUTHORIZATION_TYPE and resource.name not in self._policies:
                     self._broken[resource.name] = str(error)
+                if update.type_url == REQUEST_AUTHENTICATION_TYPE:
+                    self._broken_authentications.setdefault(resource.name, str(error))
         return tuple(rejected)
 
     def _take_policy(self, name: str, value: bytes) -> None:
@@ -105,6 +126,14 @@ class Tables:
     def _take_provider(self, name: str, value: bytes) -> None:
         self._providers[name] = decode_authoriser(value)
 
+    def _take_authentication(self, name: str, value: bytes) -> None:
+        self._authentications[name] = decode_request_authentication(value)
+        self._broken_authentications.pop(name, None)
+
+    def _drop_authentication(self, name: str) -> None:
+        self._authentications.pop(name, None)
+        self._broken_authentications.pop(name, None)
+
     def _drop_provider(self, name: str) -> None:
         self._providers.pop(name, None)
 
@@ -129,18 +158,42 @@ class Tables:
         """Find the policies for a service, or (None) for what is addressed without one."""
         known = self._guards.get(service)
         if known is None:
-            near = (self.namespace, self._root)
             broken = [
-                f"policy {name} cannot be read: {why}"
-                for name, why in self._broken.items()
-                if name.partition("/")[0] in near
-                or (service is not None and name.partition("/")[0] == service.namespace)
+                f"policy {name} cannot be read: {why}" for name, why in self._near(self._broken, service)
             ]
             policies = [p for p in self._policies.values() if self._applies(p, service)]
             known = self._guards[service] = Guard(HttpPolicies(policies), "; ".join(broken))
         return known
 
-    def _applies(self, policy: HttpAuthorization, service: NamespacedHostname | None) -> bool:
+    def authentication(self, service: NamespacedHostname | None) -> Authentication | None:
+        """Find the token rules for a service, or (None) for what is addressed without one."""
+        if not self._authentications and not self._broken_authentications:
+            return None
+        if service not in self._authentications_of:
+            self._authentications_of[service] = self._authentication(service)
+        return self._authentications_of[service]
+
+    def _authentication(self, service: NamespacedHostname | None) -> Authentication | None:
+        found = [a for _, a in sorted(self._authentications.items()) if self._applies(a, service)]
+        broken = self._near(self._broken_authentications, service)
+        problems = [f"RequestAuthentication {name} cannot be read: {why}" for name, why in broken]
+        problems += [f"RequestAuthentication {a.key}: {a.problem}" for a in found if a.problem]
+        if not found and not problems:
+            return None
+        return Authentication(
+            rules=tuple(rule for authentication in found for rule in authentication.rules),
+            problem="; ".join(problems),
+            names=tuple(authentication.key for authentication in found),
+        )
+
+    def _near(self, broken: Mapping[str, str], service: NamespacedHostname | None) -> list[tuple[str, str]]:
+        """Return those broken objects that might be for a service: of its namespace, ours, or the root."""
+        near = {self.namespace, self._root, *([service.namespace] if service is not None else ())}
+        return [(name, why) for name, why in broken.items() if name.partition("/")[0] in near]
+
+    def _applies(
+        self, policy: HttpAuthorization | RequestAuthentication, service: NamespacedHostname | None
+    ) -> bool:
         if policy.services:
             return service in policy.services
         return self.gateway in policy.waypoints or "*" in policy.waypoints
