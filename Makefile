@@ -13,6 +13,7 @@ help:
 	@echo "make test                everything: lint, unit, interop, BPF and network-namespace tests (root)"
 	@echo "make lint unit           what needs neither root nor a kernel feature"
 	@echo "make bench [ARGS=...]    direct, our tunnel and Envoy side by side"
+	@echo "make test-vm [ARGS=...]  the root tests and the demo on Debian's 6.1, in a virtual machine"
 	@echo "make clean               remove .venv and caches"
 
 demo:
@@ -46,6 +47,8 @@ bootstrap:
 gen: bootstrap
 	$(PYTHON) tools/gen_proto.py
 	$(PYTHON) tools/dashboards.py
+
+include tests/vm/vm.mk
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench/out
