@@ -18,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "tests" / "k8s" / "cluster"
+MANIFESTS = ROOT / "daemonset" / "manifests" / "kubernetes"
 NAME = "ambitk8s"
 SYSTEM = "istio-system"
 TOOLS = "ambit.local/tools:1"
@@ -59,6 +60,18 @@ def get(*arguments: str) -> dict[str, Any]:
 def apply(*objects: dict[str, Any]) -> None:
     """Apply objects."""
     ok(kubectl("apply", "-f", "-", text=yaml.safe_dump_all(objects)))
+
+
+def install() -> None:
+    """Apply the manifests of the mesh and wait until all of it is ready."""
+    ok(kubectl("apply", "--server-side", "--force-conflicts", "-k", str(MANIFESTS)))
+    for what in ("deployment/ambit-controller", "daemonset/ambit-node"):
+        ok(kubectl("-n", SYSTEM, "rollout", "status", what, "--timeout=100s", timeout_s=110))
+
+
+def on_node(node: int, *command: str) -> str:
+    """Run a command on a node and return its output."""
+    return ok(run(str(CLUSTER), "exec", str(node), *command))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from daemonset.images import build
-from tests.k8s.bed import CLUSTER, ROOT, SYSTEM, Space, apply, kubectl, ok, run
+from tests.k8s.bed import CLUSTER, MANIFESTS, SYSTEM, Space, apply, install, kubectl, ok, run
 
-MANIFESTS = ROOT / "daemonset" / "manifests" / "kubernetes"
 NODES = (1, 2)
 IMAGE = build.CACHE / "ambit.tar"
 
@@ -53,11 +52,9 @@ def mesh() -> None:
     new = load_image()
     ok(kubectl("apply", "--server-side", "-k", str(MANIFESTS / "crds")))
     there = kubectl("-n", SYSTEM, "get", "daemonset", "ambit-node").code == 0
-    ok(kubectl("apply", "--server-side", "--force-conflicts", "-k", str(MANIFESTS)))
     if new and there:
         ok(kubectl("-n", SYSTEM, "rollout", "restart", "deployment/ambit-controller", "daemonset/ambit-node"))
-    for what in ("deployment/ambit-controller", "daemonset/ambit-node"):
-        ok(kubectl("-n", SYSTEM, "rollout", "status", what, "--timeout=100s", timeout_s=110))
+    install()
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.k8s.bed import CLUSTER, SYSTEM, TOOLS, Space, get, kubectl, ok, run
+from tests.k8s.bed import CLUSTER, MANIFESTS, SYSTEM, TOOLS, Space, get, install, kubectl, ok, on_node, run
 from tests.k8s.test_k8s_traffic import enrolled
 from tests.support.eventually import eventually
 
+PLUGIN = "ambit-cni"
 AGENT = f"system:serviceaccount:{SYSTEM}:ztunnel"
 ANNOTATE = '{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}'
 NOT_READY = '{"status":{"conditions":[{"type":"Ready","status":"False"}]}}'
@@ -128,3 +129,29 @@ def test_without_an_agent_pods_wait_and_then_start_captured(space: Space) -> Non
     finally:
         agents(2, {"kubernetes.io/hostname": None})
     enrolled(space, "client")
+
+
+def test_removal_leaves_nothing_on_the_nodes(space: Space) -> None:
+    space.server("web", node=2)
+    space.client("client", node=1)
+    enrolled(space, "web", "client")
+    assert "0x111" in ok(space.exec("client", "ip", "rule"))
+    try:
+        ok(kubectl("-n", SYSTEM, "delete", "daemonset", "ambit-node", "--wait=true"))
+        ok(kubectl("apply", "-k", str(MANIFESTS / "uninstall")))
+        rollout = ["rollout", "status", "daemonset/ambit-cleanup", "--timeout=100s"]
+        ok(kubectl("-n", SYSTEM, *rollout, timeout_s=110))
+        assert not space.enrolled("web")
+        assert "0x111" not in ok(space.exec("client", "ip", "rule"))
+        assert ok(space.curl("client", "http://web/")).strip() == "hello"
+        for node in (1, 2):
+            assert PLUGIN not in on_node(node, "ls", "/opt/cni/bin")
+            assert PLUGIN not in on_node(node, "sh", "-c", "cat /etc/cni/net.d/*")
+            assert "ambit" not in on_node(node, "ls", "/sys/fs/bpf")
+            assert on_node(node, "find", "/sys/fs/cgroup", "-name", "ztunnel") == ""
+        # A pod may start again without the mesh.
+        space.client("later", node=1)
+        space.ready()
+    finally:
+        ok(kubectl("delete", "-k", str(MANIFESTS / "uninstall"), "--wait=true"))
+        install()
