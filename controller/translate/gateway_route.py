@@ -229,11 +229,7 @@ class RouteReader:
                 return namespace, [key], ""
             return namespace, [], f"service {namespace}/{name} does not exist"
         if (group, kind) == (_ISTIO, "ServiceEntry"):
-            keys = [
-                key
-                for key, service in self._services.items()
-                if (service.namespace, service.name, service.canonical) == (namespace, name, False)
-            ]
+            keys = self._hosts.of_entry(namespace, name)
             return namespace, keys, "" if keys else f"ServiceEntry {namespace}/{name} is not served"
         return (
             namespace,

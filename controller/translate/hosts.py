@@ -44,8 +44,16 @@ class Hosts:
 
     def __init__(self, services: Mapping[NamespacedHostname, Service]) -> None:
         self._by_name: dict[str, list[Service]] = {}
+        self._by_entry: dict[tuple[str, str], list[NamespacedHostname]] = {}
         for key in sorted(services, key=str):
-            self._by_name.setdefault(key.hostname, []).append(services[key])
+            service = services[key]
+            self._by_name.setdefault(key.hostname, []).append(service)
+            if not service.canonical:
+                self._by_entry.setdefault((service.namespace, service.name), []).append(key)
+
+    def of_entry(self, namespace: str, name: str) -> list[NamespacedHostname]:
+        """Return the services that a ServiceEntry made."""
+        return self._by_entry.get((namespace, name), [])
 
     def find(self, host: str, namespace: str) -> Service | None:
         """Return the service that a reference from `namespace` means.

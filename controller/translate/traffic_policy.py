@@ -288,6 +288,7 @@ def _pool(fields: Fields) -> ConnectionPool:
     connect_s = tcp.duration("connectTimeout")
     if connect_s is not None and connect_s < 0.001:
         raise tcp.wrong("connectTimeout", "must be 1ms or more")
+    ping = http.child("http2KeepAlive")
     tcp_idle_s = tcp.duration("idleTimeout")
     idle_s = http.duration("idleTimeout")
     if idle_s is None:
@@ -306,7 +307,10 @@ def _pool(fields: Fields) -> ConnectionPool:
         http_upgrade=_UPGRADES[http.choice("h2UpgradePolicy", _UPGRADES, "DEFAULT")],
         use_client_protocol=http.boolean("useClientProtocol"),
         max_concurrent_streams=_count(http, "maxConcurrentStreams"),
+        ping_interval_s=ping.duration("interval") or None,
+        ping_timeout_s=ping.duration("timeout") or None,
     )
+    ping.finish()
     tcp.finish()
     http.finish()
     return made

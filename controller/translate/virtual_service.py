@@ -62,7 +62,9 @@ class _Translator:
     ) -> None:
         self._world = world
         self._services = services
-        self._destinations = destinations
+        self._subsets = frozenset(
+            (policy.service, subset.name) for policy in destinations.values() for subset in policy.subsets
+        )
         self._hosts = Hosts(services)
         self._waypoints = WaypointNamespaces(services)
         self._delegated: set[tuple[str, str]] = set()
@@ -182,7 +184,7 @@ class _Translator:
         def report(error: IllTypedError, consequence: str) -> None:
             self._world.report(obj, error, consequence)
 
-        reader = HttpReader(self._hosts, self._destinations, self._world.options.cluster_domain, report)
+        reader = HttpReader(self._hosts, self._subsets, self._world.options.cluster_domain, report)
         return reader.read(fields, f"{KIND}/{obj.namespace}/{obj.name}#{index}")
 
     def _delegate(self, fields: Fields, index: int) -> list[HttpRule]:

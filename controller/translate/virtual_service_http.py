@@ -7,7 +7,7 @@ VirtualService; istiod's meaning of it for waypoints (pilot/pkg/networking/core/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 
 from controller.translate.fields import MAX_PORT, Fields, IllTypedError
@@ -24,7 +24,6 @@ from controller.translate.virtual_service_actions import (
     read_rewrite,
 )
 from controller.translate.virtual_service_match import Entry, read_entry
-from mesh.model.destination import DestinationPolicy
 from mesh.model.route import (
     Backend,
     HeaderOperations,
@@ -95,13 +94,13 @@ class HttpReader:
     def __init__(
         self,
         hosts: Hosts,
-        destinations: Mapping[str, DestinationPolicy],
+        subsets: Container[tuple[NamespacedHostname, str]],
         cluster_domain: str,
         report: Callable[[IllTypedError, str], None],
     ) -> None:
         """Build it; `report` is told of what cannot be read and what becomes of it."""
         self._hosts = hosts
-        self._destinations = destinations
+        self._subsets = subsets
         self._domain = cluster_domain
         self._report = report
 
@@ -208,22 +207,9 @@ class HttpReader:
             return None, 0, "", f"service {service.key} has no port {number}"
         if not number and len(service.ports) == 1:
             number = service.ports[0].service_port
-        if subset and not self._defined(service.key, subset):
+        if subset and (service.key, subset) not in self._subsets:
             return service, number, subset, f"no DestinationRule defines subset {subset} of {service.key}"
         return service, number, subset, ""
-
-    def _defined(self, service: NamespacedHostname, subset: str) -> bool:
-        """Tell whether any waypoint finds the subset."""
-        return any(
-            policy.service == service and policy.subset(subset) is not None
-            for policy in self._policies(service)
-        )
-
-    def _policies(self, service: NamespacedHostname) -> list[DestinationPolicy]:
-        common = self._destinations.get(str(service))
-        if common is not None:
-            return [common]
-        return [policy for policy in self._destinations.values() if policy.service == service]
 
     def _mirrors(self, fields: Fields) -> tuple[Mirror, ...]:
         found = []

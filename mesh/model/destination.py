@@ -147,6 +147,10 @@ class ConnectionPool:
     use_client_protocol: bool = False
     max_concurrent_streams: int | None = None
     """On one HTTP/2 connection."""
+    ping_interval_s: float | None = None
+    """Between pings on an HTTP/2 connection; None: none are sent."""
+    ping_timeout_s: float | None = None
+    """Without an answer for this long the connection is closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

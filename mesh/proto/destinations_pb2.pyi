@@ -181,7 +181,7 @@ class Keepalive(_message.Message):
     def __init__(self, probes: _Optional[int] = ..., time_ms: _Optional[int] = ..., interval_ms: _Optional[int] = ...) -> None: ...
 
 class ConnectionPool(_message.Message):
-    __slots__ = ("max_connections", "connect_timeout_ms", "keepalive", "tcp_idle_timeout_ms", "max_connection_age_ms", "max_pending_requests", "max_requests", "max_requests_per_connection", "max_retries", "idle_timeout_ms", "http_upgrade", "use_client_protocol", "max_concurrent_streams")
+    __slots__ = ("max_connections", "connect_timeout_ms", "keepalive", "tcp_idle_timeout_ms", "max_connection_age_ms", "max_pending_requests", "max_requests", "max_requests_per_connection", "max_retries", "idle_timeout_ms", "http_upgrade", "use_client_protocol", "max_concurrent_streams", "ping_interval_ms", "ping_timeout_ms")
     class HttpUpgrade(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         DEFAULT: _ClassVar[ConnectionPool.HttpUpgrade]
@@ -203,6 +203,8 @@ class ConnectionPool(_message.Message):
     HTTP_UPGRADE_FIELD_NUMBER: _ClassVar[int]
     USE_CLIENT_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MAX_CONCURRENT_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    PING_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    PING_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     max_connections: int
     connect_timeout_ms: int
     keepalive: Keepalive
@@ -216,7 +218,9 @@ class ConnectionPool(_message.Message):
     http_upgrade: ConnectionPool.HttpUpgrade
     use_client_protocol: bool
     max_concurrent_streams: int
-    def __init__(self, max_connections: _Optional[int] = ..., connect_timeout_ms: _Optional[int] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., tcp_idle_timeout_ms: _Optional[int] = ..., max_connection_age_ms: _Optional[int] = ..., max_pending_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_requests_per_connection: _Optional[int] = ..., max_retries: _Optional[int] = ..., idle_timeout_ms: _Optional[int] = ..., http_upgrade: _Optional[_Union[ConnectionPool.HttpUpgrade, str]] = ..., use_client_protocol: _Optional[bool] = ..., max_concurrent_streams: _Optional[int] = ...) -> None: ...
+    ping_interval_ms: int
+    ping_timeout_ms: int
+    def __init__(self, max_connections: _Optional[int] = ..., connect_timeout_ms: _Optional[int] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., tcp_idle_timeout_ms: _Optional[int] = ..., max_connection_age_ms: _Optional[int] = ..., max_pending_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_requests_per_connection: _Optional[int] = ..., max_retries: _Optional[int] = ..., idle_timeout_ms: _Optional[int] = ..., http_upgrade: _Optional[_Union[ConnectionPool.HttpUpgrade, str]] = ..., use_client_protocol: _Optional[bool] = ..., max_concurrent_streams: _Optional[int] = ..., ping_interval_ms: _Optional[int] = ..., ping_timeout_ms: _Optional[int] = ...) -> None: ...
 
 class OutlierDetection(_message.Message):
     __slots__ = ("consecutive_5xx", "consecutive_gateway_errors", "split_local_errors", "consecutive_local_failures", "interval_ms", "base_ejection_ms", "max_ejection_percent", "min_health_percent")

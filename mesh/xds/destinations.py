@@ -333,6 +333,8 @@ def _encode_pool(pool: ConnectionPool) -> pb.ConnectionPool:
         tcp_idle_timeout_ms=_ms(pool.tcp_idle_timeout_s),
         max_connection_age_ms=_ms(pool.max_connection_age_s),
         idle_timeout_ms=_ms(pool.idle_timeout_s),
+        ping_interval_ms=_ms(pool.ping_interval_s),
+        ping_timeout_ms=_ms(pool.ping_timeout_s),
         http_upgrade=pool.http_upgrade.name,
         use_client_protocol=pool.use_client_protocol,
     )
@@ -365,6 +367,8 @@ def _decode_pool(message: pb.ConnectionPool) -> ConnectionPool:
         tcp_idle_timeout_s=seconds("tcp_idle_timeout_ms"),
         max_connection_age_s=seconds("max_connection_age_ms"),
         idle_timeout_s=seconds("idle_timeout_ms"),
+        ping_interval_s=seconds("ping_interval_ms"),
+        ping_timeout_s=seconds("ping_timeout_ms"),
         http_upgrade=HttpUpgrade[pb.ConnectionPool.HttpUpgrade.Name(message.http_upgrade)],
         use_client_protocol=message.use_client_protocol,
         **{name: getattr(message, name) for name in _POOL_COUNTS if message.HasField(name)},

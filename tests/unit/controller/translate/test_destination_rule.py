@@ -354,6 +354,7 @@ def test_every_field_of_the_connection_pool() -> None:
           h2UpgradePolicy: UPGRADE
           useClientProtocol: true
           maxConcurrentStreams: 5
+          http2KeepAlive: {interval: 1m, timeout: 5s}
     """)
     assert made.pool == ConnectionPool(
         max_connections=100,
@@ -369,6 +370,8 @@ def test_every_field_of_the_connection_pool() -> None:
         http_upgrade=HttpUpgrade.ALWAYS,
         use_client_protocol=True,
         max_concurrent_streams=5,
+        ping_interval_s=60,
+        ping_timeout_s=5,
     )
 
 

@@ -86,6 +86,8 @@ POOLS = st.builds(
     http_upgrade=st.sampled_from(HttpUpgrade),
     use_client_protocol=st.booleans(),
     max_concurrent_streams=COUNT,
+    ping_interval_s=st.none() | SECONDS,
+    ping_timeout_s=st.none() | SECONDS,
 )
 OUTLIERS = st.builds(
     OutlierDetection,
