@@ -28,13 +28,14 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     plane = ControlPlane(binary, tmp_path_factory.mktemp("kube"))
     try:
         plane.start()
-        _prepare(plane)
+        prepare(plane)
         yield plane
     finally:
         plane.stop()
 
 
-def _prepare(plane: ControlPlane) -> None:
+def prepare(plane: ControlPlane) -> None:
+    """Make the namespace istio-system, node n1, and the accounts and rights of the manifests."""
     plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system"}})
     plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}

@@ -46,11 +46,15 @@ def free_port() -> int:
 
 
 class ControlPlane:
-    """etcd and kube-apiserver as children of the test; `stop` ends them."""
+    """etcd and kube-apiserver as children of the test; `stop` ends them.
 
-    def __init__(self, binary: Path, directory: Path) -> None:
+    `prefix` is what every command is run by: `nsenter` puts all of it on the loopback of a namespace.
+    """
+
+    def __init__(self, binary: Path, directory: Path, prefix: tuple[str, ...] = ()) -> None:
         self.binary = binary
         self.directory = directory
+        self._prefix = prefix
         self.api_port, self.etcd_port, self._peer_port = free_port(), free_port(), free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.pki = directory / "pki"
@@ -79,6 +83,7 @@ class ControlPlane:
         pki = self.pki
         self._launch(
             "kube-apiserver",
+            "--advertise-address=192.0.2.1",  # Announced to nobody, but it must not be loopback.
             *(f"--etcd-servers=http://127.0.0.1:{self.etcd_port}", "--bind-address=127.0.0.1"),
             *(f"--secure-port={self.api_port}", "--endpoint-reconciler-type=none", "--profiling=false"),
             *("--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=Node,RBAC"),
@@ -125,7 +130,13 @@ class ControlPlane:
         Raises:
             OSError: it failed; says what it said.
         """
-        command = [str(self.binary), "kubectl", f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments]
+        command = [
+            *self._prefix,
+            str(self.binary),
+            "kubectl",
+            f"--kubeconfig={kubeconfig or self.kubeconfig}",
+            *arguments,
+        ]
         environment = {**os.environ, "HOME": str(self.directory)}
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=60, check=False, env=environment
@@ -146,7 +157,9 @@ class ControlPlane:
         found: dict[str, Any] = json.loads(self.kubectl("-n", namespace, "get", kind, name, "-o", "json"))
         return found
 
-    def pod(self, namespace: str, name: str, *, node: str = "n1", account: str = "default") -> str:
+    def pod(
+        self, namespace: str, name: str, *, node: str = "n1", account: str = "default", ip: str = "10.244.1.7"
+    ) -> str:
         """Create a pod that is placed and has an address, as a kubelet would report it; return its uid."""
         self.apply(
             {
@@ -162,8 +175,8 @@ class ControlPlane:
         )
         status = {
             "phase": "Running",
-            "podIP": "10.244.1.7",
-            "podIPs": [{"ip": "10.244.1.7"}],
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
             "conditions": [{"type": "Ready", "status": "True"}],
         }
         patch = json.dumps({"status": status})
@@ -194,7 +207,7 @@ class ControlPlane:
     def _launch(self, component: str, *flags: str) -> None:
         with (self.directory / f"{component}.log").open("ab") as log:
             self._processes[component] = subprocess.Popen(
-                [str(self.binary), component, *flags],
+                [*self._prefix, str(self.binary), component, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
