@@ -179,6 +179,9 @@ def destroy(item: TcpSocket) -> bool:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False
+            if error.errno == errno.EOPNOTSUPP:
+                text = "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY); end them at their owner"
+                raise OSError(error.errno, text) from error
             raise
     return True
 

@@ -36,6 +36,13 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--once", action="store_true", help="take the lab down at the end, exit 0 or 1")
     parser.add_argument("--name", default="demo", help="the lab's name (default demo)")
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        default=UP_TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long the shop may take to come up, on a slow machine longer (default %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -85,9 +92,9 @@ Ctrl-C ends it and removes everything; from elsewhere: {shop.command("down")}"""
 
 
 @contextlib.contextmanager
-def _lab(shop: Shop) -> Iterator[None]:
+def _lab(shop: Shop, timeout_s: int) -> Iterator[None]:
     try:
-        shop.up(UP_TIMEOUT_S)
+        shop.up(timeout_s)
         yield
     finally:
         # A second Ctrl-C must not leave half a lab.
@@ -115,7 +122,7 @@ def main(argv: list[str]) -> int:
         say(f"a lab {options.name} is up already; end it: {shop.command('down')}, or give another --name")
         return 1
     try:
-        with _lab(shop), tempfile.TemporaryDirectory(prefix="ambit-demo-") as directory:
+        with _lab(shop, options.timeout), tempfile.TemporaryDirectory(prefix="ambit-demo-") as directory:
             results = _prove(shop, Path(directory))
             failed = [proof.name for proof in results if not proof.good]
             (print if not failed else say)(

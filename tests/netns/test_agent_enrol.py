@@ -15,6 +15,7 @@ import pytest
 from agent_bed import Bed, Pod, ask, inside, sh
 
 from tests.support.eventually import eventually
+from tests.support.kernel import ENDS_SOCKETS, needs_destroy
 
 pytestmark = [
     pytest.mark.root,
@@ -380,6 +381,7 @@ def hasty(bed: Bed) -> Iterator[Bed]:
     bed.start_agent()
 
 
+@needs_destroy
 def test_connections_from_before_capture_end_when_the_node_says_so(hasty: Bed) -> None:
     web = Pod(hasty, "olderhasty", run=False)
     server = inside(web.netns, lambda: socket.create_server((web.ip, 9000)))
@@ -393,7 +395,20 @@ def test_connections_from_before_capture_end_when_the_node_says_so(hasty: Bed) -
         eventually(lambda: hasty.pod_state(web)["older_connections"] == [])
 
 
-@pytest.mark.parametrize("deadline", [None, "0.3"])
+@pytest.mark.skipif(ENDS_SOCKETS, reason="this host has no kernel that cannot end sockets")
+def test_a_kernel_that_cannot_end_connections_is_named_and_they_stay_listed(hasty: Bed) -> None:
+    web = Pod(hasty, "oldernamed", run=False)
+    server = inside(web.netns, lambda: socket.create_server((web.ip, 9000)))
+    client = inside(hasty.node, lambda: socket.create_connection((web.ip, 9000), timeout=15))
+    accepted, _ = server.accept()
+    with server, client, accepted:
+        hasty.write(web.object(started=False))
+        assert hasty.cni("ADD", web)["result"] == "enrolled"
+        eventually(lambda: "this kernel cannot end sockets" in hasty.log("agent.log"))
+        assert len(hasty.pod_state(web)["older_connections"]) == 1
+
+
+@pytest.mark.parametrize("deadline", [None, pytest.param("0.3", marks=needs_destroy)])
 def test_connections_from_before_capture_are_listed_and_end_when_told(bed: Bed, deadline: str | None) -> None:
     web = Pod(bed, f"older{deadline is None}".lower(), run=False)
     server = inside(web.netns, lambda: socket.create_server((web.ip, 9000)))

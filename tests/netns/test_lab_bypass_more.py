@@ -19,6 +19,7 @@ from agent_bed import V2, inside
 from lab_bed import DIAL, MANIFEST, PAGE, SERVER, STRICT, Lab, dial, in_namespace, pod
 
 from tests.support.eventually import eventually
+from tests.support.kernel import needs_destroy
 
 pytestmark = [
     pytest.mark.root,
@@ -241,6 +242,7 @@ def enrol(lab: Lab, name: str) -> None:
     eventually(refused, f"{name} takes no new plaintext connection")
 
 
+@needs_destroy
 def test_a_connection_older_than_capture_ends_at_the_deadline(lab: Lab) -> None:
     """A pod with two seconds, and one with the default, which is long enough to finish one's work."""
     with connected(lab, "late") as late, connected(lab, "lasting") as lasting:

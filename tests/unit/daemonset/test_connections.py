@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from dataclasses import replace
@@ -92,3 +93,11 @@ PLAIN = TcpSocket(
 )
 def test_what_capture_or_ztunnel_accounts_for_is_not_older(other: TcpSocket) -> None:
     assert connections.older(iter([PLAIN, other]), [ip_address("10.1.0.5")], {42}) == (PLAIN,)
+
+
+def test_a_kernel_without_the_option_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(connections, "_netlink", lambda: ours)
+    kernel.send(struct.pack("=IHHIIi", 20, connections.NLMSG_ERROR, 0, 1, 0, -errno.EOPNOTSUPP))
+    with kernel, pytest.raises(OSError, match=r"cannot end sockets \(CONFIG_INET_DIAG_DESTROY\)"):
+        connections.destroy(PLAIN)
