@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.translate.authorization import Policy, translate_authorization
+from controller.translate.behind_waypoint import report_refused_waypoints
 from controller.translate.conditions import condition_statuses
 from controller.translate.destination_rule import endpoint_labels, translate_destination_rules
 from controller.translate.gateway import Status, update_statuses
@@ -136,6 +137,7 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
     labels = endpoint_labels(
         destinations.values(), ((instance.labels, workload) for instance, workload in joined)
     )
+    report_refused_waypoints(world, workloads, services, served)
     derived = derive_all(world)
     statuses += condition_statuses(world)
     _report_kinds(world)
