@@ -198,7 +198,13 @@ def _deployment(gateway: RawObject, options: Options, selector: Mapping[str, str
             "spec": {
                 "serviceAccountName": gateway.name,
                 "terminationGracePeriodSeconds": GRACE_S,
-                "securityContext": {"runAsUser": USER, "runAsGroup": USER, "runAsNonRoot": True},
+                # With the container's, what namespaces of Pod Security level `restricted` admit.
+                "securityContext": {
+                    "runAsUser": USER,
+                    "runAsGroup": USER,
+                    "runAsNonRoot": True,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
                 "containers": [_container(gateway, options)],
                 "volumes": _volumes(),
             },

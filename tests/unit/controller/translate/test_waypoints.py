@@ -335,6 +335,17 @@ def test_what_runs_a_waypoint() -> None:
         assert env[name].rpartition("/")[0] in mounted, name
 
 
+def test_the_pod_is_admitted_at_pod_security_level_restricted() -> None:
+    spec = derived(GATEWAY)["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {next(iter(v.keys() - {"name"})) for v in spec["volumes"]} <= {"configMap", "projected"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+
+
 def test_the_operators_template_is_used() -> None:
     template = WaypointTemplate(image="r/a:1", command=("w",), controller="https://c:1")
     (container,) = derived(GATEWAY, waypoint=template)["Deployment"]["spec"]["template"]["spec"]["containers"]
