@@ -203,13 +203,59 @@ def columns(kind: str, items: Sequence[RawObject], found: Snapshot, *, wide: boo
             for i in items
         ]
     if kind == "Namespace":
-        return ("NAME", "MESH"), [(i.name, i.labels.get(MODE_LABEL, "-")) for i in items]
+        return ("NAME", "MESH", "WAYPOINT"), [
+            (i.name, i.labels.get(MODE_LABEL, "-"), i.labels.get("istio.io/use-waypoint", "-")) for i in items
+        ]
+    if kind in _STATED:
+        headers, row = _STATED[kind]
+        return ("NAMESPACE", "NAME", *headers), [(i.namespace, i.name, *row(i)) for i in items]
     if kind == "Node":
         return ("NAME", "ADDRESSES"), [
             (i.name, ",".join(a["address"] for a in i.status["addresses"] if a["type"] == "InternalIP"))
             for i in items
         ]
     return ("NAMESPACE", "NAME"), [(i.namespace or "-", i.name) for i in items]
+
+
+def _condition(conditions: Any, *types: str) -> str:
+    """Return the status of the first condition of these types, with its reason unless it is True."""
+    for condition in conditions or ():
+        if condition.get("type") in types:
+            status = str(condition.get("status"))
+            return status if status == "True" else f"{status} ({condition.get('reason')})"
+    return "-"
+
+
+def _gateway(item: RawObject) -> Row:
+    addresses = [str(a.get("value")) for a in item.status.get("addresses") or ()]
+    programmed = _condition(item.status.get("conditions"), "Programmed")
+    return str(item.spec.get("gatewayClassName", "-")), ",".join(addresses) or "-", programmed
+
+
+def _route(item: RawObject) -> Row:
+    names = [str(parent.get("name")) for parent in item.spec.get("parentRefs") or ()]
+    parents = item.status.get("parents") or ()
+    states = [
+        ",".join(dict.fromkeys(_condition(parent.get("conditions"), kind) for parent in parents)) or "-"
+        for kind in ("Accepted", "ResolvedRefs")
+    ]
+    return ",".join(names) or "-", *states
+
+
+def _policy(item: RawObject) -> Row:
+    conditions = item.status.get("conditions")
+    by = "waypoint" if item.spec.get("targetRefs") or item.spec.get("targetRef") else "ztunnel"
+    accepted = _condition(conditions, "ZtunnelAccepted", "WaypointAccepted")
+    return str(item.spec.get("action", "ALLOW")), by, accepted
+
+
+_STATED: dict[str, tuple[Row, Callable[[RawObject], Row]]] = {
+    "Gateway": (("CLASS", "ADDRESS", "PROGRAMMED"), _gateway),
+    "HTTPRoute": (("PARENTS", "ACCEPTED", "RESOLVED"), _route),
+    "GRPCRoute": (("PARENTS", "ACCEPTED", "RESOLVED"), _route),
+    "AuthorizationPolicy": (("ACTION", "BY", "ACCEPTED"), _policy),
+}
+"""Kinds whose rows come from their statuses."""
 
 
 def _pods(items: Sequence[RawObject], found: Snapshot, *, wide: bool) -> tuple[Row, list[Row]]:

@@ -14,6 +14,8 @@ from lab.errors import LabError
 from lab.layout import Layout
 from lab.manifests import dump, object_path
 from lab.shell import write_file
+from mesh.config.objects import make_object
+from mesh.config.source import Snapshot
 
 
 @pytest.fixture
@@ -112,6 +114,67 @@ def test_kinds_as_people_write_them(word: str) -> None:
 def test_an_unknown_kind_lists_the_known() -> None:
     with pytest.raises(LabError, match=r"kinds are .*Deployment"):
         store.kind_named("thing", ())
+
+
+GATEWAY = {
+    "apiVersion": "gateway.networking.k8s.io/v1",
+    "kind": "Gateway",
+    "metadata": {"name": "wp", "namespace": "shop"},
+    "spec": {"gatewayClassName": "istio-waypoint"},
+}
+ROUTE = {
+    "apiVersion": "gateway.networking.k8s.io/v1",
+    "kind": "HTTPRoute",
+    "metadata": {"name": "r", "namespace": "shop"},
+    "spec": {"parentRefs": [{"kind": "Service", "name": "web"}]},
+}
+POLICY = {
+    "apiVersion": "security.istio.io/v1",
+    "kind": "AuthorizationPolicy",
+    "metadata": {"name": "p", "namespace": "shop"},
+    "spec": {"targetRefs": [{"kind": "Service", "name": "web"}], "action": "DENY"},
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "row"),
+    [
+        (GATEWAY, {}, ("istio-waypoint", "-", "-")),
+        (
+            GATEWAY,
+            {
+                "addresses": [{"type": "Hostname", "value": "h"}],
+                "conditions": [{"type": "Programmed", "status": "False", "reason": "AddressNotUsable"}],
+            },
+            ("istio-waypoint", "h", "False (AddressNotUsable)"),
+        ),
+        (ROUTE, {}, ("web", "-", "-")),
+        (
+            ROUTE,
+            {
+                "parents": [
+                    {
+                        "conditions": [
+                            {"type": "Accepted", "status": "True"},
+                            {"type": "ResolvedRefs", "status": "False", "reason": "BackendNotFound"},
+                        ]
+                    }
+                ]
+            },
+            ("web", "True", "False (BackendNotFound)"),
+        ),
+        (
+            POLICY,
+            {"conditions": [{"type": "WaypointAccepted", "status": "True"}]},
+            ("DENY", "waypoint", "True"),
+        ),
+    ],
+)
+def test_rows_say_what_became_of_an_object(data: dict[str, Any], status: dict[str, Any], row: Any) -> None:
+    item = make_object(data | {"status": status})
+    headers, rows = view.columns(item.kind, [item], Snapshot(objects={}), wide=False)
+    assert rows == [("shop", item.name, *row)]
+    assert len(headers) == len(rows[0])
 
 
 def test_a_table_is_aligned_and_has_no_blanks_at_its_ends() -> None:
