@@ -20,7 +20,7 @@ from bpf import load, sources
 from bpf.bytecode import Bytecode
 from bpf.load import LoadReport
 from bpf.maps import NodeMaps, PodRecord
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 
 PYTHON = "/usr/bin/python3"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def bpf_command(*arguments: str | Path, expect: int = 0) -> dict[str, Any]:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
     )
     assert done.returncode == expect, f"exit {done.returncode}: {done.stdout}{done.stderr}"
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

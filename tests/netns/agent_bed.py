@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 
 T = TypeVar("T")
 
@@ -314,7 +314,7 @@ class Bed:
             cgroup=cgroup,
             stdout=subprocess.PIPE,
         )
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=20 * PATIENCE)
         return out.decode().strip()
 
     # Objects.
@@ -402,7 +402,7 @@ class Bed:
             "ips": [pod.ip, pod.ip6],
         } | changes
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-            link.settimeout(timeout_s)
+            link.settimeout(timeout_s * PATIENCE)
             link.connect(self.settings["AMBIT_CNI_UDS"])
             link.sendall(json.dumps(request).encode() + b"\n")
             answer: dict[str, Any] = json.loads(link.makefile().readline())
@@ -416,7 +416,7 @@ class Bed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=60 * PATIENCE,
         )
 
     def close(self) -> None:

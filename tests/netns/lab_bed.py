@@ -10,6 +10,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.support.eventually import PATIENCE
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -119,12 +121,13 @@ class Lab:
         self.state = Path("/run/ambit", name)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        patience = ("--timeout", f"{120 * PATIENCE:g}") if words[0] == "up" else ()
         return subprocess.run(
-            [sys.executable, "-m", "cli", "lab", words[0], "--name", self.name, *words[1:]],
+            [sys.executable, "-m", "cli", "lab", words[0], "--name", self.name, *patience, *words[1:]],
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=120 * PATIENCE,
             cwd=REPOSITORY,
         )
 
@@ -184,7 +187,7 @@ def in_namespace(
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=30 * PATIENCE,
     )
     assert "answer:" in done.stdout, done.stderr
     return done.stdout

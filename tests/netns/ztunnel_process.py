@@ -27,6 +27,7 @@ from mesh.xds.encode import encode_address, encode_authorization, resource_name
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.zds.connection import ZdsPeer, ZdsServer
 from mesh.zds.messages import AddWorkload
+from tests.support.eventually import PATIENCE
 from ztunnel.netns import PodNamespace
 
 MARK = 0x77
@@ -136,7 +137,7 @@ class Node:
     async def ready(self, deadline_s: float = 20) -> None:
         """Wait until it says that it is ready."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + deadline_s
+        end = loop.time() + deadline_s * PATIENCE
         answer = ""
         while loop.time() < end:
             assert self.process is not None

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+PATIENCE = float(os.environ.get("AMBIT_TEST_PATIENCE", "1"))
+"""How much longer than usual this machine may take; more than 1 where it is emulated."""
 TIMEOUT_S = 30.0
 """Long beside anything that is waited for: a busy machine must not fail a test."""
 EVERY_S = 0.01
@@ -25,6 +28,7 @@ def eventually(condition: Callable[[], T], what: str = "", timeout_s: float = TI
     Raises:
         AssertionError: there was none within `timeout_s`.
     """
+    timeout_s *= PATIENCE
     end = time.monotonic() + timeout_s
     last = ""
     while True:
@@ -48,6 +52,7 @@ async def eventually_async(
     Raises:
         AssertionError: there was none within `timeout_s`.
     """
+    timeout_s *= PATIENCE
     end = time.monotonic() + timeout_s
     last = ""
     while True:
