@@ -26,12 +26,14 @@ class Admin:
         tables: Tables,
         *,
         certificates: Callable[[], Iterable[CertificateStatus]],
+        clusters: Callable[[], object],
         status: Callable[[], object],
         quit_now: Callable[[], None],
     ) -> None:
         self._config = config
         self._tables = tables
         self._certificates = certificates
+        self._clusters = clusters
         self._status = status
         self._quit = quit_now
         self._routes = {
@@ -39,6 +41,9 @@ class Admin:
             "/config_dump": Route(self._config_dump, help="state, settings and certificates (no keys)"),
             "/routes": Route(self._show_routes, help="route tables in force"),
             "/policies": Route(self._show_policies, help="L7 policies in force, and those that are broken"),
+            "/clusters": Route(
+                self._show_clusters, help="services in use: endpoints, their load and health, bounds"
+            ),
             "/status": Route(self._show_status, help="controller, connections, requests"),
             "/logging": Route(self._logging, ("GET", "POST"), "log level; POST ?level=debug"),
             "/quitquitquit": Route(self._quitquitquit, ("POST",), "POST: drain and end"),
@@ -61,6 +66,7 @@ class Admin:
                 "services": [plain(service) for service in store.services.values()],
                 "workloads": [plain(workload) for workload in store.workloads.values()],
                 "routes": [plain(table) for table in self._tables.tables()],
+                "destinations": [plain(policy) for policy in self._tables.destinations()],
                 "policies": [plain(policy) for policy in self._tables.policies()],
                 "brokenPolicies": self._tables.broken,
             }
@@ -76,6 +82,9 @@ class Admin:
                 "broken": self._tables.broken,
             }
         )
+
+    async def _show_clusters(self, _request: Request) -> Response:
+        return json_response(self._clusters())
 
     async def _show_status(self, _request: Request) -> Response:
         return json_response(self._status())

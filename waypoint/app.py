@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from functools import partial
 
 from mesh.config.environment import ListenAddress
@@ -41,10 +42,12 @@ from mesh.telemetry.metrics import (
 )
 from mesh.telemetry.series import Recorder, Totals
 from mesh.xds.client import Node, Settings, Status, XdsClient
+from mesh.xds.destinations import DESTINATION_TYPE, ENDPOINT_LABELS_TYPE
 from mesh.xds.gauges import StateCollector
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from waypoint.admin import Admin
 from waypoint.config import Config
+from waypoint.dial import Dialer
 from waypoint.fetch import Fetcher
 from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
@@ -54,6 +57,7 @@ from waypoint.proxy.pool2 import Http2Pool
 from waypoint.requests import Proxy
 from waypoint.tables import TYPES, Tables
 from waypoint.telemetry import Telemetry
+from waypoint.tries import Shared
 from waypoint.upstreams import Address, Upstreams
 
 _log = logging.getLogger("waypoint")
@@ -154,26 +158,42 @@ class App:
         )
         pool = Pool(dial=self._dial, call_later=_call_later, owner=self._tasks, limits=limits)
         pool2 = Http2Pool(dial=self._dial, call_later=_call_later, owner=self._tasks, limits=limits)
+
+        def close_idle(keys: Sequence[Hashable]) -> None:
+            pool.close_idle(keys)
+            pool2.close_idle(keys)
+
+        telemetry = Telemetry(self._recorder, config.access_log, self.clock.monotonic)
         upstreams = Upstreams(
             self.tables,
+            own=self.own,
+            recorder=self._recorder,
+            now=self.clock.monotonic,
+            random=random.random,
+            close_idle=close_idle,
+        )
+        dialer = Dialer(
             self._opener,
             own=self.own,
             identity=config.identity,
             connect_timeout_s=config.connect_timeout_s,
-            load=pool2.load,
             random=random.random,
         )
         fetcher = Fetcher(self.tables, upstreams, pool, config.namespace)
         return Proxy(
             tables=self.tables,
             upstreams=upstreams,
+            dialer=dialer,
             pool=pool,
             pool2=pool2,
+            shared=Shared(
+                tables=self.tables, upstreams=upstreams, pool=pool, pool2=pool2, call_later=_call_later
+            ),
             tasks=self._tasks,
             keys=KeyStore(fetcher.fetch, self.clock.monotonic, self._tasks),
             checker=TokenChecker(),
             clock=self.clock,
-            telemetry=Telemetry(self._recorder, config.access_log, self.clock.monotonic),
+            telemetry=telemetry,
             call_later=_call_later,
             random=random.random,
         )
@@ -221,6 +241,7 @@ class App:
             config,
             self.tables,
             certificates=self.certificates.statuses,
+            clusters=self.proxy.upstreams.clusters,
             status=self.status,
             quit_now=self._stopping.set,
         )
@@ -265,7 +286,7 @@ class App:
 
     async def _dial(self, endpoint: Endpoint) -> End:
         assert isinstance(endpoint, Address)
-        return await self.proxy.upstreams.dial(endpoint)
+        return await self.proxy.dialer.dial(endpoint)
 
     # --- configuration
 
@@ -273,10 +294,10 @@ class App:
         rejected = self.tables.apply(update)
         for rejection in rejected:
             _log.warning("resource %s rejected: %s", rejection.name, rejection.reason)
-        if update.type_url == ADDRESS_TYPE:
+        if update.type_url in (ADDRESS_TYPE, DESTINATION_TYPE, ENDPOINT_LABELS_TYPE):
             self.proxy.upstreams.forget()
-            if self.own() is not None:
-                self.readiness.done(OWN)
+        if update.type_url == ADDRESS_TYPE and self.own() is not None:
+            self.readiness.done(OWN)
         return rejected
 
     def _xds_status(self, status: Status) -> None:
@@ -315,6 +336,7 @@ class App:
         while True:
             await asyncio.sleep(TICK_S)
             self._opener.expire()
+            self.proxy.upstreams.tick()
             self._collect()
             self._totals.evict(self.clock.monotonic() - self.config.series_idle_s)
 

@@ -28,9 +28,10 @@ from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.telemetry.metrics import TUNNEL_HANDSHAKE_SECONDS
 from mesh.telemetry.reasons import Reason
 from waypoint.config import Config
-from waypoint.requests import Proxy, protocol_of
+from waypoint.requests import Proxy
 from waypoint.stream import ClientStream
 from waypoint.telemetry import Client, Destination
+from waypoint.upstreams import protocol_of
 
 _log = logging.getLogger("waypoint.inbound")
 

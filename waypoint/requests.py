@@ -13,27 +13,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mesh.model.provider import Authoriser
-from mesh.model.service import AppProtocol, Service
-from mesh.model.workload import Workload
-from mesh.net.sockets import DialError
 from mesh.runtime.clock import Clock
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.state.balance import Random
-from mesh.telemetry.reasons import Reason
 from waypoint.decision import Decisions, Waiting
+from waypoint.dial import Dialer
 from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
 from waypoint.http.grpc import is_grpc
 from waypoint.http.message import BadMessageError, Framing, Headers, RequestHead
+from waypoint.passage import Passage, open_passage
 from waypoint.proxy.call import Open
 from waypoint.proxy.exchange import Exchange, ExchangeRecord
 from waypoint.proxy.pool import Pool
 from waypoint.proxy.pool2 import Http2Pool
-from waypoint.proxy.streams import CallLater, Downstream, Upstream, UpstreamEvents
-from waypoint.routing.plan import Forward, answer
+from waypoint.proxy.streams import CallLater, Downstream
+from waypoint.routing.plan import answer
 from waypoint.tables import Tables
 from waypoint.telemetry import Client, Destination, Telemetry
-from waypoint.upstreams import Address, Upstreams, make_address, why_none
+from waypoint.tries import Shared, Tries
+from waypoint.upstreams import Upstreams, why_none
 
 _FORGEABLE = frozenset({"x-forwarded-client-cert", "x-envoy-internal", "x-envoy-original-path"})
 """Fields in which a proxy vouches for something: dropped from every client."""
@@ -51,8 +50,10 @@ class Proxy:
 
     tables: Tables
     upstreams: Upstreams
+    dialer: Dialer
     pool: Pool
     pool2: Http2Pool
+    shared: Shared
     tasks: TaskOwner
     keys: KeyStore
     checker: TokenChecker
@@ -92,21 +93,15 @@ class Requests:
         self._clean(head)
         decision = self._decisions.decide(head)
         started_s = proxy.telemetry.monotonic()
-        reached: list[Workload] = []
-
-        def connect(plan: Forward, avoid: frozenset[str], events: UpstreamEvents) -> Upstream:
-            endpoint, detail = self._choose(plan, avoid)
-            if endpoint is not None:
-                reached[:] = [endpoint.workload]
-            pool = proxy.pool2 if self._upstream_http2(plan) else proxy.pool
-            return pool.open(endpoint, detail, events)
+        tries = Tries(proxy.shared, self._client, self._destination, grpc=grpc, http2=self.http2)
 
         def done(record: ExchangeRecord) -> None:
+            tries.finish()
             proxy.telemetry.request(
                 self._client,
                 self._destination,
                 record,
-                reached=reached[0] if reached else None,
+                reached=tries.reached,
                 started_s=started_s,
                 protocol="grpc" if grpc else "http",
             )
@@ -115,10 +110,11 @@ class Requests:
             request=head,
             plan=None if callable(decision) else decision,
             downstream=downstream,
-            connect=connect,
+            connect=tries.connect,
             call_later=proxy.call_later,
             random=proxy.random,
             on_done=done,
+            admit_retry=tries.admit_retry,
         )
         if callable(decision):
             create_task(self._decide_later(exchange, decision), name="decision", owner=proxy.tasks)
@@ -175,46 +171,10 @@ class Requests:
         pool = proxy.pool2 if http2 else proxy.pool
         return lambda events: pool.open(endpoint, why, events)
 
-    def endpoint(self, avoid: frozenset[str]) -> Address:
+    def passage(self, avoid: frozenset[str]) -> Passage:
         """Choose where a connection that is not HTTP goes.
 
         Raises:
-            DialError: there is no endpoint; says why.
+            DialError: there is no endpoint, or no further connection is allowed; says why.
         """
-        destination = self._destination
-        if destination.service is None:
-            assert destination.workload is not None
-            return make_address(destination.workload, destination.peer.address, destination.peer.port, "")
-        proxy, service, port = self._proxy, destination.service, destination.peer.port
-        found = proxy.upstreams.choose(proxy.tables.service(service.key) or service, port, avoid)
-        if found is None:
-            raise DialError(Reason.NO_HEALTHY_UPSTREAM, why_none(proxy.tables, service, port))
-        return found
-
-    def _upstream_http2(self, plan: Forward) -> bool:
-        if plan.head.upgrade:
-            return False  # Upgrades are a thing of HTTP/1.1.
-        declared = protocol_of(self._proxy.tables.service(plan.service), plan.port)
-        if declared is AppProtocol.UNKNOWN:
-            return self.http2
-        return declared in (AppProtocol.HTTP2, AppProtocol.GRPC)
-
-    def _choose(self, plan: Forward, avoid: frozenset[str]) -> tuple[Address | None, str]:
-        destination = self._destination
-        if destination.workload is not None:
-            workload, peer = destination.workload, destination.peer
-            return make_address(workload, peer.address, peer.port, ""), ""
-        proxy = self._proxy
-        service = proxy.tables.service(plan.service)
-        if service is None:
-            return None, f"{plan.source or 'the request'}: service {plan.service} is not known"
-        endpoint = proxy.upstreams.choose(service, plan.port, avoid)
-        if endpoint is None:
-            return None, why_none(proxy.tables, service, plan.port)
-        return endpoint, ""
-
-
-def protocol_of(service: Service | None, port: int) -> AppProtocol:
-    """Return what a port is declared to speak."""
-    declared = service.port(port) if service is not None else None
-    return declared.app_protocol if declared is not None else AppProtocol.UNKNOWN
+        return open_passage(self._proxy.shared, self._client, self._destination, avoid)

@@ -19,6 +19,7 @@ from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.telemetry.reasons import Reason
 from waypoint.http.detect import HttpVersion, detect
 from waypoint.http.sniff import Sniffed, sniff
+from waypoint.passage import Passage
 from waypoint.proxy.server1 import Http1Server
 from waypoint.proxy.server2 import Http2Server
 from waypoint.requests import Proxy, Requests
@@ -62,6 +63,9 @@ class ClientStream:
         self._quiet: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._server: CountedEnd | None = None
+        self._passage: Passage | None = None
+        self._relay: Relay | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._reached: Workload | None = None
         self._closed = False
         self._started_s = proxy.telemetry.monotonic()
@@ -152,6 +156,7 @@ class ClientStream:
         if self._server is not None:
             self._server.abort(Reason.LOCAL_CLOSE)
             self._server = None
+        self._leave()
         self._serve(found)
 
     def _serve(self, found: Sniffed) -> None:
@@ -175,6 +180,7 @@ class ClientStream:
     def server_left(self) -> None:
         """The server ended before anyone spoke: dial another when the client does."""
         self._server = self._task = None
+        self._leave()
 
     # --- TCP
 
@@ -199,14 +205,23 @@ class ClientStream:
     async def _reach(self) -> CountedEnd:
         avoid: frozenset[str] = frozenset()
         for attempt in range(1, TCP_ATTEMPTS + 1):
-            endpoint = self._requests.endpoint(avoid)
-            self._reached = endpoint.workload
+            passage = self._requests.passage(avoid)
+            self._reached = passage.address.workload
             try:
-                return await self._proxy.upstreams.dial(endpoint, str(self._client.peer))
+                server = await self._proxy.dialer.dial(passage.address, str(self._client.peer))
             except DialError:
+                passage.failed(self._proxy.upstreams.now())
                 if attempt == TCP_ATTEMPTS:
                     raise
-                avoid |= {endpoint.label}
+                avoid |= {passage.address.label}
+            except BaseException:
+                passage.close()
+                raise
+            else:
+                passage.connected()
+                self._leave()
+                self._passage = passage
+                return server
         raise AssertionError("the last attempt returns or raises")
 
     def _join(self, server: CountedEnd) -> None:
@@ -214,9 +229,40 @@ class ClientStream:
             self._tunnel.accept()
         if self._first:
             server.write(self._first)
-        Relay(self._tunnel, server, self._relayed).start()
+        self._relay = Relay(self._tunnel, server, self._relayed)
+        self._relay.start()
         if self._ended:
             server.write_eof()
+        passage = self._passage
+        if passage is not None and not self._closed:
+            now_s = self._proxy.telemetry.monotonic()
+            self._watch(self._relay, passage, 0, now_s, now_s)
+
+    def _watch(self, relay: Relay, passage: Passage, seen: int, since_s: float, began_s: float) -> None:
+        """End a connection that is idle or old, as the service's policy says; looks again in time."""
+        now_s = self._proxy.telemetry.monotonic()
+        moved = relay.sent + relay.received
+        if moved != seen:
+            seen, since_s = moved, now_s
+        ends = []
+        if passage.idle_s is not None:
+            ends.append(since_s + passage.idle_s)
+        if passage.age_s is not None:
+            ends.append(began_s + passage.age_s)
+        if not ends:
+            return
+        if min(ends) <= now_s:
+            relay.close(Reason.IDLE_TIMEOUT if moved == seen else Reason.LOCAL_CLOSE)
+            return
+        self._watching = asyncio.get_running_loop().call_later(
+            min(ends) - now_s, self._watch, relay, passage, seen, since_s, began_s
+        )
+
+    def _leave(self) -> None:
+        """Count the connection to the server out."""
+        if self._passage is not None:
+            self._passage.close()
+            self._passage = None
 
     def _relayed(self, result: RelayResult) -> None:
         failed = result.reason is not Reason.COMPLETE
@@ -254,8 +300,10 @@ class ClientStream:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._quiet is not None:
-                self._quiet.cancel()
+            for timer in (self._quiet, self._watching):
+                if timer is not None:
+                    timer.cancel()
+            self._leave()
             self._on_closed(self)
 
 

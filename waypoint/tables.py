@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from mesh.authz.http import HttpPolicies
 from mesh.model.address import IPAddress
+from mesh.model.destination import DestinationPolicy
 from mesh.model.http_policy import HttpAuthorization
 from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
@@ -19,6 +20,12 @@ from mesh.model.token import RequestAuthentication
 from mesh.model.workload import GatewayAddress, NamespacedHostname, Workload
 from mesh.state.store import Store
 from mesh.xds.decode import DecodeError
+from mesh.xds.destinations import (
+    DESTINATION_TYPE,
+    ENDPOINT_LABELS_TYPE,
+    decode_destination_policy,
+    decode_endpoint_labels,
+)
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, decode_http_authorization
 from mesh.xds.providers import AUTHORISER_TYPE, decode_authoriser
 from mesh.xds.request_authentication import (
@@ -28,6 +35,7 @@ from mesh.xds.request_authentication import (
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from mesh.xds.routes import ROUTE_TABLE_TYPE, decode_route_table
 from mesh.xds.updates import decode_update
+from waypoint.cluster.budget import Budget
 from waypoint.filters.tokens import Authentication
 from waypoint.routing.match import RouteMatcher
 
@@ -36,10 +44,13 @@ TYPES = (
     HTTP_AUTHORIZATION_TYPE,
     AUTHORISER_TYPE,
     REQUEST_AUTHENTICATION_TYPE,
+    ENDPOINT_LABELS_TYPE,
+    DESTINATION_TYPE,
     ROUTE_TABLE_TYPE,
 )
 """Type URLs that a waypoint asks for."""
 _Place = tuple[NamespacedHostname, int, str]
+_NO_LABELS: Mapping[str, str] = {}
 
 
 class Guard:
@@ -64,6 +75,10 @@ class Tables:
         self._root = root_namespace
         self._places: dict[str, _Place] = {}
         self._matchers: dict[_Place, RouteMatcher] = {}
+        self._budgets: dict[_Place, Budget] = {}
+        self._destinations: dict[tuple[NamespacedHostname, str], DestinationPolicy] = {}
+        self._destination_names: dict[str, tuple[NamespacedHostname, str]] = {}
+        self._labels: dict[str, Mapping[str, str]] = {}
         self._policies: dict[str, HttpAuthorization] = {}
         self._broken: dict[str, str] = {}
         self._authentications: dict[str, RequestAuthentication] = {}
@@ -87,6 +102,8 @@ class Tables:
             ROUTE_TABLE_TYPE: (self._take_routes, self._drop_routes),
             AUTHORISER_TYPE: (self._take_provider, self._drop_provider),
             REQUEST_AUTHENTICATION_TYPE: (self._take_authentication, self._drop_authentication),
+            DESTINATION_TYPE: (self._take_destination, self._drop_destination),
+            ENDPOINT_LABELS_TYPE: (self._take_labels, self._drop_labels),
         }[update.type_url]
         rejected = []
         for name in update.removed:
@@ -113,15 +130,39 @@ class Tables:
     def _take_routes(self, name: str, value: bytes) -> None:
         table = decode_route_table(value)
         matcher = RouteMatcher(table)
-        self._drop_routes(name)
         place = (table.service, table.port, table.client_namespace)
+        budget = self._budgets.get(place)
+        self._drop_routes(name)
         self._places[name] = place
         self._matchers[place] = matcher
+        if table.retry_budget is not None:
+            # One that stays the same keeps what it has counted.
+            same = budget is not None and budget.policy == table.retry_budget
+            self._budgets[place] = budget if same and budget is not None else Budget(table.retry_budget)
 
     def _drop_routes(self, name: str) -> None:
         place = self._places.pop(name, None)
         if place is not None:
             self._matchers.pop(place, None)
+            self._budgets.pop(place, None)
+
+    def _take_destination(self, name: str, value: bytes) -> None:
+        policy = decode_destination_policy(value)
+        self._drop_destination(name)
+        place = (policy.service, policy.client_namespace)
+        self._destination_names[name] = place
+        self._destinations[place] = policy
+
+    def _drop_destination(self, name: str) -> None:
+        place = self._destination_names.pop(name, None)
+        if place is not None:
+            self._destinations.pop(place, None)
+
+    def _take_labels(self, name: str, value: bytes) -> None:
+        self._labels[name] = dict(decode_endpoint_labels(value).labels)
+
+    def _drop_labels(self, name: str) -> None:
+        self._labels.pop(name, None)
 
     def _take_provider(self, name: str, value: bytes) -> None:
         self._providers[name] = decode_authoriser(value)
@@ -153,6 +194,25 @@ class Tables:
             if found is not None:
                 return found
         return None
+
+    def route_budget(self, service: NamespacedHostname, port: int, client_namespace: str) -> Budget | None:
+        """Find the retry budget of the routes of a service port; None: they have none."""
+        if not self._budgets:
+            return None
+        for scope in (client_namespace, "") if client_namespace else ("",):
+            for number in (port, 0):
+                if (service, number, scope) in self._matchers:
+                    return self._budgets.get((service, number, scope))
+        return None
+
+    def destination(self, service: NamespacedHostname) -> DestinationPolicy | None:
+        """Find the policy of a service, that for this waypoint's namespace first; None: it has none."""
+        own = self._destinations.get((service, self.namespace))
+        return own if own is not None else self._destinations.get((service, ""))
+
+    def labels(self, uid: str) -> Mapping[str, str]:
+        """Return the labels of a workload that some policy asks for."""
+        return self._labels.get(uid, _NO_LABELS)
 
     def guard(self, service: NamespacedHostname | None) -> Guard:
         """Find the policies for a service, or (None) for what is addressed without one."""
@@ -214,6 +274,10 @@ class Tables:
     def tables(self) -> list[RouteTable]:
         """List the routes in force, for the admin port."""
         return [matcher.table for matcher in self._matchers.values()]
+
+    def destinations(self) -> list[DestinationPolicy]:
+        """List the destination policies in force, for the admin port."""
+        return list(self._destinations.values())
 
     def policies(self) -> list[HttpAuthorization]:
         """List the policies in force, for the admin port."""

@@ -133,6 +133,29 @@ HTTP_RETRIES = _counter(
     "Tries after the first, by the service that was asked for",
     ("destination_service", "destination_service_namespace"),
 )
+_CLUSTER: Labels = (
+    "destination_service",
+    "destination_service_namespace",
+    "destination_port",
+    "destination_subset",
+)
+ENDPOINTS_EJECTED = Metric(
+    "ambit_endpoints_ejected", MetricType.GAUGE, "Endpoints left out by outlier detection now", _CLUSTER
+)
+ENDPOINT_EJECTIONS = _counter(
+    "ambit_endpoint_ejections", "Endpoints left out by outlier detection, by cause", (*_CLUSTER, "cause")
+)
+CIRCUIT_OPEN = Metric(
+    "ambit_circuit_open",
+    MetricType.GAUGE,
+    "1: a bound of the service's policy is reached",
+    (*_CLUSTER, "limit"),
+)
+CIRCUIT_OVERFLOWS = _counter(
+    "ambit_circuit_overflows",
+    "Requests, retries and connections that a bound of the service's policy did not allow",
+    (*_CLUSTER, "limit"),
+)
 SOCKETS_OPEN = Metric("istio_tcp_sockets_open", MetricType.GAUGE, "TCP connections open now", ("reporter",))
 REASONS = _counter(
     "ambit_connections_ended", "Connections ended, by reporter and reason", ("reporter", "reason")
@@ -199,6 +222,10 @@ METRICS: tuple[Metric, ...] = (
     HTTP_REQUEST_BYTES,
     HTTP_RESPONSE_BYTES,
     HTTP_RETRIES,
+    ENDPOINTS_EJECTED,
+    ENDPOINT_EJECTIONS,
+    CIRCUIT_OPEN,
+    CIRCUIT_OVERFLOWS,
     SOCKETS_OPEN,
     REASONS,
     POLICY_DENIED,

@@ -16,7 +16,7 @@ from itertools import accumulate
 from mesh.model.address import IPAddress
 from mesh.model.destination import Balancer, TrafficPolicy, Warmup
 from mesh.model.locality import Locality
-from mesh.model.service import LoadBalancing
+from mesh.model.service import AppProtocol, LoadBalancing
 from mesh.model.workload import NamespacedHostname
 from mesh.state.balance import Random
 from waypoint.cluster.budget import DEFAULT_BUDGET, Budget
@@ -64,6 +64,8 @@ class Settings:
     """Objects that wrote the policy."""
     service: LoadBalancing = field(default_factory=LoadBalancing)
     own: Self = field(default_factory=lambda: Self(workload=None))
+    declared: AppProtocol = AppProtocol.UNKNOWN
+    """What the port is declared to speak."""
 
 
 class _Share:
@@ -233,7 +235,7 @@ class Cluster:
 
     # --- results
 
-    def begin(self, host: Host, now_s: float) -> None:
+    def begin(self, host: Host) -> None:
         """Count a try in."""
         host.active += 1
         self.circuit.requests += 1
@@ -243,13 +245,8 @@ class Cluster:
         host.active -= 1
         self.circuit.requests -= 1
 
-    def answered(self, host: Host, status: int, latency_s: float, now_s: float) -> None:
-        """Take the result of a try: its status, and how long the head of the answer took."""
-        host.observe(latency_s, now_s)
-        self._eject(host, self.outliers.answered(host, status), now_s)
-
     def rated(self, host: Host, status: int, now_s: float) -> None:
-        """Take a status that came after the head (gRPC's, in the trailers)."""
+        """Take the status of an answer (gRPC's as its HTTP counterpart)."""
         self._eject(host, self.outliers.answered(host, status), now_s)
 
     def failed(self, host: Host, latency_s: float, now_s: float) -> None:

@@ -26,6 +26,10 @@ class Way:
     connect_timeout_s: float | None = None
     """None: the process's own."""
     keepalive: Keepalive | None = None
+    client: str = ""
+    """`address:port` of the client that the PROXY header names; connections are not shared with others."""
+    target: str = ""
+    """What it had addressed, in the same form."""
 
 
 PLAIN = Way()
@@ -57,12 +61,13 @@ def make_address(
     port: int,
     service: str,
     *,
-    pool: Hashable = None,
+    pool: str = "",
     way: Way = PLAIN,
 ) -> Address:
     """Name an endpoint; `pool` is equal for those that may share connections."""
     label = format_host_port(address, port) if address is not None else f"{workload.hostname}:{port}"
-    key = (pool, workload.uid, label, workload.tunnel_protocol)
+    # One text: its hash is worked out once.
+    key = f"{pool} {workload.uid} {label} {workload.tunnel_protocol.value}"
     return Address(workload, address, port, service, key, label, way)
 
 

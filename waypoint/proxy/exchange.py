@@ -25,6 +25,7 @@ _FAILURE_ANSWER = {
     Failure.PROTOCOL: (502, "UPE"),
     Failure.OVERFLOW: (503, "UO"),
     Failure.NO_HOST: (503, "UH"),
+    Failure.NO_CLUSTER: (503, "NC"),
 }
 
 
@@ -73,6 +74,7 @@ class Exchange:
         call_later: CallLater,
         random: Random,
         on_done: Callable[[ExchangeRecord], None],
+        admit_retry: Callable[[], str] = lambda: "",
         limits: ExchangeLimits | None = None,
     ) -> None:
         self.record = ExchangeRecord(request=request, plan=plan)
@@ -82,6 +84,8 @@ class Exchange:
         self._call_later = call_later
         self._random = random
         self._on_done = on_done
+        self._admit_retry = admit_retry
+        self._not_retried = ""
         self._limits = limits or ExchangeLimits()
         self._try: _Try | None = None
         self._avoid: frozenset[str] = frozenset()
@@ -231,7 +235,10 @@ class Exchange:
     def _may_retry(self) -> bool:
         if self._head_sent or self._replay is None or not isinstance(self._plan, Forward):
             return False
-        return self.record.tries <= self._plan.retry.attempts
+        if self.record.tries > self._plan.retry.attempts:
+            return False
+        self._not_retried = self._admit_retry()
+        return not self._not_retried
 
     def _retry(self) -> None:
         if not isinstance(self._plan, Forward):
@@ -256,6 +263,9 @@ class Exchange:
             return
         if head.status in self._plan.retry.status_codes and self.record.tries > 1:
             self.record.flag = "URX"
+        if self._not_retried:
+            self.record.flag = "UO"
+            self.record.detail = f"not tried again: {self._not_retried}"
         for operations in self._plan.response_headers:
             head.headers = change_headers(head.headers, operations)
             head.hop_by_hop = True
@@ -319,7 +329,9 @@ class Exchange:
     # --- the response
 
     def _give_up(self, status: int, flag: str, detail: str) -> None:
-        if flag in ("UF", "UC") and self.record.tries > 1:
+        if self._not_retried:
+            flag, detail = f"{flag},UO", f"{detail}; not tried again: {self._not_retried}"
+        elif flag in ("UF", "UC") and self.record.tries > 1:
             flag = f"{flag},URX"
         source = self._plan.source if self._plan is not None else ""
         self._answer(answer(status, flag=flag, detail=detail, source=source))

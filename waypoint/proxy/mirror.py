@@ -29,6 +29,7 @@ class Copy:
             subset=mirror.subset,
             retry=Retry(attempts=0),
             mirrors=(),
+            copied=True,
         )
         self._upstream = connect(target, frozenset(), self)
         self._upstream.send_head(plan.head)

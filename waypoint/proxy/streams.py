@@ -24,6 +24,8 @@ class Failure(enum.Enum):
     """A limit on connections, pending or running requests was reached."""
     NO_HOST = "no host"
     """The service has no endpoint that may take the request."""
+    NO_CLUSTER = "no cluster"
+    """There is no such service or subset."""
 
 
 class Downstream(Protocol):

@@ -45,6 +45,8 @@ class Forward:
     """Injected delay before the first try."""
     mirrors: tuple[Mirror, ...] = ()
     """Who gets a copy of this request."""
+    copied: bool = False
+    """It is such a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

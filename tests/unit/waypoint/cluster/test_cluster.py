@@ -108,7 +108,7 @@ def test_a_failing_host_is_left_out_named_and_taken_back() -> None:
     bad = host_of(made, 2)
     for _ in range(3):
         assert "10.0.0.2:8080" in chosen(made)
-        made.answered(bad, 503, 0.01, NOW_S)
+        made.rated(bad, 503, NOW_S)
     assert events == ["10.0.0.2:8080 consecutive_5xx"]
     assert "10.0.0.2:8080" not in chosen(made, now_s=NOW_S + 29)
     assert "10.0.0.2:8080" in chosen(made, now_s=NOW_S + 30)
@@ -133,7 +133,7 @@ def test_near_hosts_fail_over_to_far_ones() -> None:
     )
     made = cluster(member(1, place="eu/a"), member(2, place="us/b"), policy=policy, own=own)
     assert set(chosen(made)) == {"10.0.0.1:8080"}
-    made.answered(host_of(made, 1), 500, 0.0, NOW_S)
+    made.rated(host_of(made, 1), 500, NOW_S)
     assert set(chosen(made)) == {"10.0.0.2:8080"}
 
 
@@ -171,7 +171,7 @@ def test_clients_choose_where_the_policy_passes_them_through() -> None:
 def test_the_policy_sets_bounds_and_budget_and_their_counts_stay() -> None:
     made = cluster(*MEMBERS)
     assert made.budget.policy == DEFAULT_BUDGET
-    made.begin(host_of(made, 1), NOW_S)
+    made.begin(host_of(made, 1))
     made.budget.begin(NOW_S)
     policy = TrafficPolicy(pool=ConnectionPool(max_requests=1), retry_budget=RetryBudget(percent=50))
     made.update(MEMBERS, Settings(policy=policy, sources=("DestinationRule/shop/web",)), NOW_S)
