@@ -12,10 +12,9 @@ from pathlib import Path
 from controller.app import App, Settings, StartError
 from controller.ca.authorise import ZTUNNEL
 from controller.ca.store import StoreError
-from controller.kubernetes.platform import open_cluster
 from controller.platform import Platform, open_directories
 from controller.translate.types import Options, WaypointTemplate
-from mesh.config.kube_client import ConfigError
+from mesh.config.kube_api import ConfigError
 from mesh.model.address import parse_ip
 from mesh.runtime.clock import Clock, SystemClock
 from mesh.telemetry.logging import LogFormat, configure
@@ -94,6 +93,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 async def _open(args: argparse.Namespace, trust_domain: str, clock: Clock) -> Platform:
     if args.kubernetes:
+        # Its client takes half a second and 25 MB, which a lab need not spend.
+        from controller.kubernetes.platform import open_cluster
+
         return await open_cluster(
             args.kubeconfig, namespace=args.root_namespace, trust_domain=trust_domain, clock=clock
         )

@@ -264,7 +264,7 @@ class Agent:
             if part is not None:
                 await part.close()
         if self._cluster is not None:
-            await self._cluster.client.close()
+            await self._cluster.close()
         if self._node is not None:
             self._node.close()
         if self._lock is not None:

@@ -71,7 +71,7 @@ class Cleanup:
         try:
             await self._withdraw_all(cluster.enrollments)
         finally:
-            await cluster.client.close()
+            await cluster.close()
 
     async def _withdraw_all(self, enrollments: Enrollments) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ from daemonset.codes import Code
 from daemonset.config import Settings
 from daemonset.lock import StartError
 from daemonset.store import REDIRECTION_ANNOTATION, Enrollments, Remembered
-from mesh.config.kube_client import (
+from mesh.config.kube_api import (
     MERGE_PATCH,
     AnswerError,
     ConfigError,
     KubeApi,
-    KubeClient,
     KubeError,
     gather_pages,
 )
@@ -156,24 +155,26 @@ def _text(error: KubeError) -> str:
 class Cluster:
     """The API of the agent's cluster; whoever opened it closes it."""
 
-    client: KubeClient
+    close: Callable[[], Awaitable[None]]
     source: ObjectSource
     enrollments: Enrollments
 
     @classmethod
     async def open(cls, settings: Settings, clock: Clock) -> Cluster:
-        """Find the API server; nothing is asked of it yet.
+        """Find the API server; nothing is asked of it yet. Only here its client is imported.
 
         Raises:
             StartError: where it is cannot be told.
         """
+        from mesh.config.kube_client import KubeClient
+
         try:
             client = await KubeClient.open(settings.kubeconfig, user_agent="ambit-agent")
         except ConfigError as error:
             reason = f"{error} in AMBIT_KUBECONFIG, or directories of objects in AMBIT_OBJECTS"
             raise StartError(Code.BAD_SETTING, reason, 65) from error
         return cls(
-            client=client,
+            close=client.close,
             source=KubernetesSource(client, kinds_of(settings.node), clock=clock),
             enrollments=PodAnnotations(client, settings.node),
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from controller.ca.issue import Authority, key_pem, load_authority, new_authority
 from controller.ca.store import CERTIFICATE, KEY, OTHERS, StoreError
-from mesh.config.kube_client import AnswerError, KubeApi, KubeError
+from mesh.config.kube_api import AnswerError, KubeApi, KubeError
 
 SECRET = "ambit-ca"  # noqa: S105 - its name
 CHECK_S = (15.0, 45.0)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.config.kube_client import AnswerError, KubeApi, KubeError
+from mesh.config.kube_api import AnswerError, KubeApi, KubeError
 from mesh.runtime.clock import Clock
 
 LEASE = "ambit-controller"

@@ -18,7 +18,8 @@ from controller.kubernetes.lease import Leadership
 from controller.kubernetes.token_review import TokenReviewer
 from controller.kubernetes.writer import Writer
 from controller.platform import Platform
-from mesh.config.kube_client import AnswerError, KubeApi, KubeClient, UnreachableError
+from mesh.config.kube_api import AnswerError, KubeApi, UnreachableError
+from mesh.config.kube_client import KubeClient
 from mesh.config.kube_reflector import backoff_s
 from mesh.config.kubernetes import KubernetesSource
 from mesh.runtime.clock import Clock

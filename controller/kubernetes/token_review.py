@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from controller.authenticate import Metadata, UncheckedError, bearer
-from mesh.config.kube_client import AnswerError, KubeApi, KubeError
+from mesh.config.kube_api import AnswerError, KubeApi, KubeError
 from mesh.identity.token import AUDIENCE, MAX_TOKEN_BYTES, TokenClaims, TokenError
 from mesh.runtime.clock import Clock
 

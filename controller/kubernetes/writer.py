@@ -19,7 +19,7 @@ from controller.kubernetes.lease import Leadership
 from controller.kubernetes.plan import Write, plan
 from controller.translate.gateway import Status
 from controller.translate.waypoint_objects import Object
-from mesh.config.kube_client import APPLY_PATCH, MERGE_PATCH, AnswerError, KubeApi, KubeError
+from mesh.config.kube_api import APPLY_PATCH, MERGE_PATCH, AnswerError, KubeApi, KubeError
 from mesh.config.kube_reflector import backoff_s
 from mesh.config.objects import ObjectKey, RawObject
 from mesh.runtime.clock import Clock

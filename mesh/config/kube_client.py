@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to a Kubernetes API server: JSON in and out, and streams of watch events.
+"""Requests to a Kubernetes API server over HTTP, and streams of watch events.
 
 Where the server is and how to prove oneself to it is the official client's business
 (in-cluster service account, kubeconfig with certificates, token files or exec plugins);
-its generated models are not used, as objects go through `mesh.config.objects`.
+its generated models are not used, as objects go through `mesh.config.objects`. It takes
+half a second and 25 MB to import, so only what opens a cluster imports this module.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
@@ -22,90 +22,15 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
+from mesh.config.kube_api import CALL_TIMEOUT_S, AnswerError, ConfigError, UnreachableError, error_of
 from mesh.runtime.version import VERSION
 
-MERGE_PATCH = "application/merge-patch+json"
-APPLY_PATCH = "application/apply-patch+yaml"
-CALL_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 150.0
 """A watch that says nothing for so long is dead: the server sends a bookmark about every minute."""
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 """One watch event; the API server's own limit for an object is about 3 MiB."""
 _KEEPALIVE_IDLE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_PROBES = 15, 5, 3
-_GONE = 410
-
-
-class KubeError(Exception):
-    """A request to the API server failed."""
-
-
-class UnreachableError(KubeError):
-    """No answer came, or none that can be read: the network's or the server's fault; retry later."""
-
-
-class ConfigError(KubeError):
-    """Where the API server is cannot be told: the settings' fault; says what to do."""
-
-
-class AnswerError(KubeError):
-    """The server refused, with a status code and a reason."""
-
-    def __init__(self, status: int, reason: str, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{status} {reason}: {message}" if message else f"{status} {reason}")
-        self.status = status
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-
-    @property
-    def expired(self) -> bool:
-        """Whether the resourceVersion asked for is too old: list anew."""
-        return self.status == _GONE
-
-
-class KubeApi(Protocol):
-    """What sources and writers need of an API server; `tests/support/fake_kube.py` is its twin."""
-
-    async def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        content_type: str = "application/json",
-        accept: str = "application/json",
-        timeout_s: float = CALL_TIMEOUT_S,
-    ) -> dict[str, Any]:
-        """Make one request and return its JSON object.
-
-        Raises:
-            AnswerError: the server refused.
-            UnreachableError: no readable answer within `timeout_s`.
-        """
-        ...
-
-    def events(
-        self, path: str, query: Mapping[str, str], *, accept: str = "application/json"
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the events of one watch until the server ends it.
-
-        Raises:
-            AnswerError: the server refused the watch.
-            UnreachableError: the connection failed or fell silent.
-        """
-        ...
-
-
-def error_of(status: Mapping[str, Any], code: int, retry_after_s: float | None = None) -> AnswerError:
-    """Make an error of a `Status` object."""
-    number = status.get("code")
-    return AnswerError(
-        number if isinstance(number, int) else code,
-        str(status.get("reason") or "error"),
-        str(status.get("message") or "")[:500],
-        retry_after_s,
-    )
 
 
 class _Rest(RESTClientObject):  # type: ignore[misc]
@@ -300,29 +225,3 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         size += len(rest)
         if size > MAX_EVENT_BYTES:
             raise UnreachableError(f"a watch event exceeds {MAX_EVENT_BYTES} bytes")
-
-
-async def gather_pages(
-    api: KubeApi, path: str, query: Mapping[str, str], *, accept: str, page: int
-) -> tuple[list[Any], dict[str, Any]]:
-    """List a collection page by page.
-
-    Returns:
-        its items, and the last page's envelope (apiVersion, metadata.resourceVersion).
-
-    Raises:
-        KubeError: as `KubeApi.call`; one of `expired` when the pages' snapshot was compacted meanwhile.
-    """
-    items: list[Any] = []
-    token = ""
-    while True:
-        asked = {**query, "limit": str(page)}
-        if token:
-            asked["continue"] = token
-        answer = await api.call("GET", path, query=asked, accept=accept)
-        items += answer.get("items") or []
-        metadata = answer.get("metadata") or {}
-        token = str(metadata.get("continue") or "")
-        if not token:
-            return items, answer
-        await asyncio.sleep(0)

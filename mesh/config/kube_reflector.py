@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
-from mesh.config.kube_client import AnswerError, KubeApi, KubeError, UnreachableError, gather_pages
+from mesh.config.kube_api import AnswerError, KubeApi, KubeError, UnreachableError, gather_pages
 from mesh.config.kube_store import Kind, Store
 from mesh.runtime.clock import Clock
 

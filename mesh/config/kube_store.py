@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh.config.kube_client import KubeError, error_of
+from mesh.config.kube_api import KubeError, error_of
 from mesh.config.objects import CLUSTER_SCOPED, ObjectKey, RawObject, Rejection, make_object
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"

@@ -13,7 +13,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from mesh.config.kube_client import KubeApi
+from mesh.config.kube_api import KubeApi
 from mesh.config.kube_reflector import DEFINITIONS, Definitions, Reflector
 from mesh.config.kube_store import Kind
 from mesh.config.objects import ObjectKey, RawObject, Rejection

@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mesh.config.kube_client import AnswerError, KubeClient
+from mesh.config.kube_api import AnswerError
+from mesh.config.kube_client import KubeClient
 from mesh.config.kube_store import Kind
 from mesh.config.kubernetes import KubernetesSource
 from mesh.config.source import Snapshot
@@ -239,5 +241,22 @@ async def test_a_token_that_is_none_is_refused_by_name(plane: ControlPlane) -> N
     try:
         with pytest.raises(AnswerError, match="401 Unauthorized"):
             await client.call("GET", "/api/v1/namespaces")
+    finally:
+        await client.close()
+
+
+async def test_a_token_file_that_is_renewed_is_read_again(plane: ControlPlane) -> None:
+    path = plane.kubeconfig_of("nonsense", "rotating")
+    config = yaml.safe_load(path.read_text())
+    token_file = plane.directory / "rotating.token"
+    config["users"][0]["user"] = {"tokenFile": str(token_file)}
+    path.write_text(yaml.dump(config))
+    token_file.write_text("expired")
+    client = await KubeClient.open(path, user_agent="test")
+    try:
+        with pytest.raises(AnswerError, match="401 Unauthorized"):
+            await client.call("GET", "/api/v1/namespaces/default/configmaps/none")
+        token_file.write_text(plane.token("istio-system", "ztunnel"))
+        assert (await client.call("GET", "/api/v1/namespaces"))["kind"] == "NamespaceList"
     finally:
         await client.close()

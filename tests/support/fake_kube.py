@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API server in memory: `mesh.config.kube_client.KubeApi` without a socket, with faults to set.
+"""An API server in memory: `mesh.config.kube_api.KubeApi` without a socket, with faults to set.
 
 It keeps what the real one keeps to: resourceVersions that grow, lists in pages, watches that go on from a
 version or answer 410, conflicts on stale versions and wrong uids.
@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh.config.kube_client import AnswerError, UnreachableError
+from mesh.config.kube_api import AnswerError, UnreachableError
 
 Json = dict[str, Any]
 

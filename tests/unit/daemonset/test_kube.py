@@ -9,7 +9,7 @@ import pytest
 
 from daemonset.kube import PodAnnotations, kinds_of
 from daemonset.store import REDIRECTION_ANNOTATION, Remembered
-from mesh.config.kube_client import AnswerError
+from mesh.config.kube_api import AnswerError
 from mesh.config.kubernetes import KubernetesSource
 from tests.support.fake_kube import FakeKube
 from tests.support.virtual import LoopClock, run_virtual

@@ -16,7 +16,7 @@ import pytest
 from controller.ca.issue import key_pem, new_authority
 from controller.ca.store import StoreError
 from controller.kubernetes.ca_secret import CHECK_S, RootReplacedError, SecretGuard, open_secret_authority
-from mesh.config.kube_client import AnswerError
+from mesh.config.kube_api import AnswerError
 from tests.support.fake_kube import FakeKube
 from tests.support.virtual import run_virtual
 

@@ -14,7 +14,7 @@ import pytest
 
 from controller.kubernetes.writer import RESYNC_S, Writer
 from controller.translate.gateway import Status
-from mesh.config.kube_client import AnswerError
+from mesh.config.kube_api import AnswerError
 from mesh.config.kube_store import Kind
 from mesh.config.kubernetes import KubernetesSource
 from tests.support.fake_kube import FakeKube

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mesh.config import kube_client
-from mesh.config.kube_client import ConfigError, KubeClient, UnreachableError, error_of
+from mesh.config.kube_api import ConfigError, UnreachableError, error_of
+from mesh.config.kube_client import KubeClient
 
 
 async def cut(*chunks: bytes) -> list[bytes]:

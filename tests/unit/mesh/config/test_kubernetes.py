@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from mesh.config.kube_client import AnswerError, UnreachableError
+from mesh.config.kube_api import AnswerError, UnreachableError
 from mesh.config.kube_reflector import PAGE
 from mesh.config.kube_store import Kind
 from mesh.config.kubernetes import DEBOUNCE_S, KubernetesSource
