@@ -28,6 +28,8 @@ VERBS: dict[str, Group] = {
     "Who talks to whom": (
         ("stat", "cli.stat", "golden metrics: success, rate, latency"),
         ("edges", "cli.edges", "who talks to whom, with which identity, over mutual TLS or not"),
+        ("flows", "cli.flows", "connections that ended, filtered; follow, replay"),
+        ("tap", "cli.flows", "connections of a pod as they end"),
     ),
     "What is in force": (
         ("authz", "cli.authz", "policies of a pod or service, where written, and who may call it"),
@@ -36,10 +38,15 @@ VERBS: dict[str, Group] = {
         ("node", "cli.node", "what a node's ztunnel has been told, holds and does"),
     ),
     "Set it up": (
+        ("enroll", "cli.enroll", "bring a namespace, Deployment or pod into the mesh"),
+        ("unenroll", "cli.enroll", "take it out again"),
+        ("lint", "cli.lint", "what the mesh would not honour in files, line by line"),
         ("lab", "cli.lab", "a mesh on this machine, from Kubernetes YAML"),
         ("waypoint", "cli.waypoint", "L7 proxies: make, list and delete them"),
     ),
     "About": (
+        ("bugreport", "cli.bugreport", "one archive with what is needed to find a fault"),
+        ("completion", "cli.completion", "a completion script for bash, zsh or fish"),
         ("explain", "cli.about_verbs", "what a message code means and what to do"),
         ("version", "cli.about_verbs", "print the version"),
     ),

@@ -62,6 +62,11 @@ def exit_code(results: Sequence[Result], fail_on: str) -> int:
     return EXIT_WARNINGS if State.WARNING in states and fail_on == "warning" else EXIT_OK
 
 
+def report(facts: Facts) -> dict[str, Any]:
+    """Run every check and return the document of `-o json`."""
+    return _document(list(run_checks(all_checks(facts))))
+
+
 def _wait(target: Target, options: argparse.Namespace, deadline: float) -> None:
     told = ""
     while True:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _FIELD = re.compile(r'([A-Za-z_.]+)=("(?:[^"\\]|\\.)*"|[^ ]*)')
+_WHO = re.compile(r"^denied .*? to \S+: ")
 REFUSED = frozenset({"policy_denied", "policy_revoked", "policy_unknown", "tunnel_unauthorized"})
 """Reasons that are a policy's doing."""
 
@@ -47,6 +48,11 @@ class Flow:
     def target(self) -> str:
         """The application's address and port."""
         return self.get("dst.hbone_addr") or self.get("dst.addr")
+
+    @property
+    def why(self) -> str:
+        """The error without who asked whom, which stands beside it."""
+        return _WHO.sub("", self.error)
 
     def data(self) -> dict[str, Any]:
         """Write it for JSON."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,8 +23,6 @@ from cli.why_target import find_destination
 LINES = 3000
 """Of each node's log that are searched for the pair."""
 LABEL = 13
-_WHO = re.compile(r"^denied .*? to \S+: ")
-"""Begin of a denial's text: who asked for what is on the screen already."""
 _PATHS = {
     "passthrough": "plain TCP to an address that the mesh does not know",
     "direct": "to itself, past the proxy",
@@ -377,6 +374,6 @@ def _flow_text(flow: Flow, screen: Screen) -> str:
     if flow.verdict == "forwarded":
         sent, received = flow.get("bytes_sent"), flow.get("bytes_recv")
         return f"{text}, {sent} B sent, {received} B received, {flow.get('duration')}"
-    error = _WHO.sub("", flow.error)
+    error = flow.why
     room = max(screen.width - LABEL - 40, 40)
     return f"{text}: {error if len(error) <= room else error[: room - 3] + '...'}"

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,72 @@ def test_why_agrees_with_the_calls(lab: Path) -> None:
     assert (done.returncode, report["works"], report["cause"]["code"]) == (2, False, "AMB3204")
     assert report["cause"]["yaml"] == "- from: [{source: {principals: [cluster.local/ns/shop/sa/snoop]}}]"
     assert any(flow["verdict"] == "denied" for flow in report["flows"])
+
+
+def test_flows_are_those_of_the_log(lab: Path) -> None:
+    done = ambit("flows", "--from", "snoop", "--verdict", "denied", "-o", "json")
+    assert done.returncode == 0
+    flow = json.loads(done.stdout.splitlines()[-1])
+    assert (flow["direction"], flow["reason"], flow["dst.workload"]) == ("inbound", "policy_denied", "server")
+    assert ambit("flows", "--from", "friend", "--verdict", "denied").returncode == 4
+    path = lab / "flows.json"
+    path.write_text(ambit("flows", "--last", "100", "-o", "json").stdout)
+    replayed = ambit("flows", "--input-file", str(path), "--from", "snoop", "-o", "table")
+    assert (replayed.returncode, "shop/snoop" in replayed.stdout) == (0, True)
+
+
+def test_tap_shows_what_ends_while_it_runs(lab: Path) -> None:
+    words = [sys.executable, "-u", "-m", "cli", "tap", "friend", "--lab", LAB.name, "-o", "json"]
+    lines: list[str] = []
+    tap = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert tap.stdout is not None
+    assert tap.stderr is not None
+    reader = threading.Thread(target=lines.extend, args=(iter(tap.stdout.readline, ""),))
+    reader.start()
+    try:
+        eventually(lambda: LAB.call("friend") == "got" and lines, "a flow is shown")
+    finally:
+        tap.send_signal(signal.SIGINT)
+        tap.wait(20)
+        reader.join(20)
+        errors = tap.stderr.read()
+        tap.stdout.close()
+        tap.stderr.close()
+    assert json.loads(lines[0])["src.workload"] == "friend"
+    assert (tap.returncode, errors) == (130, "interrupted\n")
+
+
+def test_enrolling_and_leaving_are_reported_pod_by_pod(lab: Path) -> None:
+    def result(*words: str) -> dict[str, str]:
+        return {item["pod"]: item["result"] for item in data(*words)["items"]}
+
+    pod = ("pod/outsider", "-n", "shop")
+    assert result("enroll", *pod, "--dry-run") == {"shop/outsider": "would be enrolled"}
+    assert result("enroll", *pod) == {"shop/outsider": "enrolled"}
+    (shop,) = [n for n in data("status")["namespaces"] if n["name"] == "shop"]
+    assert shop["enrolled"] == shop["pods"] == 4
+    assert result("enroll", *pod) == {"shop/outsider": "was in the mesh"}
+    assert result("unenroll", *pod) == {"shop/outsider": "out of the mesh"}
+    report = result("enroll", "ns/shop", "--dry-run")
+    assert set(report.values()) == {"is in the mesh", "stays out"}
+    unknown = ambit("enroll", "ns/nowhere")
+    assert (unknown.returncode, "namespaces are" in unknown.stderr) == (1, True)
+
+
+def test_a_bugreport_holds_the_state_and_no_key(lab: Path) -> None:
+    path = lab / "report.tar.gz"
+    done = ambit("bugreport", "--file", str(path))
+    assert (done.returncode, done.stdout) == (0, f"{path}\n")
+    texts = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            assert file is not None
+            texts[member.name.partition("/")[2]] = file.read().decode()
+    assert texts["missing.txt"] == "nothing\n"
+    assert json.loads(texts["check.json"])["kind"] == "CheckReport"
+    assert json.loads(texts["node1/ztunnel/config_dump.txt"])["workloads"]
+    assert not any("PRIVATE KEY" in text for text in texts.values())
 
 
 def test_errors_say_what_whose_why_and_what_next(lab: Path) -> None:
