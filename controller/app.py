@@ -312,6 +312,9 @@ class App:
         return text("ready") if self._synced.is_set() else text("the objects have not been read yet", 503)
 
     async def _scrape(self, request: Request) -> Response:
+        for row in self._platform.describe():
+            if "failingSeconds" in row:
+                self._metrics.unfollowed.labels(row["kind"]).set(row["failingSeconds"])
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(body=encode(self._metrics.registry), content_type=content_type)
 

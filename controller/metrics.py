@@ -33,6 +33,12 @@ class Metrics:
             registry=registry,
         )
         self.objects = Gauge("ambit_objects", "Objects in force, by kind", ("kind",), registry=registry)
+        self.unfollowed = Gauge(
+            "ambit_objects_unfollowed_seconds",
+            "For how long a kind could not be followed on the API server; 0: it is followed",
+            ("kind",),
+            registry=registry,
+        )
         self.resources = Gauge("ambit_resources", "Resources served, by type", ("type",), registry=registry)
         self.problems = Gauge(
             "ambit_config_problems",

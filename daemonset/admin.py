@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -39,6 +40,8 @@ class Admin:
     kernel: Kernel
     readiness: Readiness
     settings: Mapping[str, str]
+    source: Callable[[], list[dict[str, Any]]]
+    """How each kind of objects is followed."""
 
     def routes(self) -> dict[str, Route]:
         """Return path -> route."""
@@ -49,6 +52,7 @@ class Admin:
             "/pods": Route(self._pods, help="every pod of this node: state, steps, reason, remedy"),
             "/ztunnel": Route(self._ztunnel, help="connected ztunnels and what they have"),
             "/maps": Route(self._maps, help="counters of the BPF programs and how full the maps are"),
+            "/source": Route(self._source, help="where objects come from, how each kind is followed"),
             "/config": Route(self._config, help="settings"),
             "/metrics": Route(self._metrics, help="Prometheus metrics"),
         }
@@ -85,6 +89,9 @@ class Admin:
             name: {"entries": used, "capacity": size} for name, (used, size) in self.kernel.fill().items()
         }
         return json_response({"counters": dict(self.kernel.counters()), "maps": fill})
+
+    async def _source(self, request: Request) -> Response:
+        return json_response(self.source())
 
     async def _config(self, request: Request) -> Response:
         return json_response(dict(self.settings))
@@ -155,6 +162,15 @@ class _Collector:
             "Connections to the ZDS socket that were not ztunnel's.",
             value=admin.refused(),
         )
+        unfollowed = GaugeMetricFamily(
+            "ambit_agent_objects_unfollowed_seconds",
+            "For how long a kind could not be followed on the API server; 0: it is followed.",
+            labels=("kind",),
+        )
+        for row in admin.source():
+            if "failingSeconds" in row:
+                unfollowed.add_metric((row["kind"],), row["failingSeconds"])
+        yield unfollowed
         yield from self._kernel()
 
     def _kernel(self) -> Iterator[Metric]:

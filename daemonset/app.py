@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from daemonset import cgroup, loader, netns, recovery
 from daemonset.admin import Admin, Kernel
@@ -163,6 +164,7 @@ class Agent:
             kernel=Kernel(counters=pins.counters, fill=pins.fill),
             readiness=self.readiness,
             settings=settings.describe(),
+            source=self._describe_source,
         )
         self._admin = HttpServer("agent admin", admin.routes())
         await self._admin.start(settings.admin_host, settings.admin_port)
@@ -177,6 +179,11 @@ class Agent:
         if (installer := CniInstaller.of(settings)) is not None:
             # Now that the socket is served; it stays when we stop, so that pods wait for the next agent.
             self._loops.append(create_task(installer.run(), name="CNI plugin", owner=self._tasks))
+
+    def _describe_source(self) -> list[dict[str, Any]]:
+        if self._cluster is not None:
+            return self._cluster.source.describe()
+        return [{"directory": str(directory)} for directory in self.settings.objects]
 
     def _refused(self) -> int:
         return self._zds.refused if self._zds is not None else 0

@@ -27,7 +27,7 @@ from mesh.config.kube_api import (
 )
 from mesh.config.kube_store import Kind
 from mesh.config.kubernetes import KubernetesSource
-from mesh.config.source import ObjectSource, Snapshot
+from mesh.config.source import Snapshot
 from mesh.runtime.clock import Clock
 
 _log = logging.getLogger("ambit.agent.kube")
@@ -156,7 +156,7 @@ class Cluster:
     """The API of the agent's cluster; whoever opened it closes it."""
 
     close: Callable[[], Awaitable[None]]
-    source: ObjectSource
+    source: KubernetesSource
     enrollments: Enrollments
 
     @classmethod

@@ -94,6 +94,7 @@ class Reflector:
         """Its definition is not installed."""
         self.failure = ""
         """Why it is not followed right now; empty: it is."""
+        self._failing_since_s = 0.0
         self._api = api
         self._clock = clock
         self._chance = chance
@@ -105,6 +106,11 @@ class Reflector:
         self._absences = 0
         """Tries since its definition came without it being served."""
         self._watching_since_s: float | None = None
+
+    @property
+    def failing_for_s(self) -> float:
+        """For how long it has not been followed; 0: it is."""
+        return self._clock.monotonic() - self._failing_since_s if self.failure else 0.0
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -220,6 +226,7 @@ class Reflector:
         if isinstance(error, AnswerError) and error.retry_after_s is not None:
             wait_s = max(wait_s, min(error.retry_after_s, RETRY_MAX_S))
         if not self.failure:
+            self._failing_since_s = self._clock.monotonic()
             have = "nothing was read yet"
             if self.listed:
                 have = f"the {len(self.store.objects)} objects read before stay in force"

@@ -82,6 +82,7 @@ class KubernetesSource:
                 "objects": len(reflector.store.objects),
                 "state": _state(reflector),
                 "failure": reflector.failure,
+                "failingSeconds": reflector.failing_for_s,
                 "resourceVersion": reflector.store.resource_version,
             }
             for reflector in self._all

@@ -153,6 +153,8 @@ def test_what_kubectl_applies_is_in_the_registry_and_the_root_in_every_namespace
         states = {row["kind"]: row for row in controller.get("/debug/source")}
         assert states["Pod"]["state"] == "followed"
         assert not any(row["failure"] for row in states.values()), states
+        with urllib.request.urlopen(f"http://127.0.0.1:{controller.admin_port}/metrics", timeout=5) as answer:
+            assert 'ambit_objects_unfollowed_seconds{kind="Pod"} 0.0' in answer.read().decode()
         assert controller.end() == 0
         assert "cannot be written" not in controller.log()
 

@@ -59,6 +59,7 @@ def ask(path: str) -> Response:
             kernel=Kernel(counters=lambda: {"captured": 5}, fill=lambda: {"pods": (1, 1024)}),
             readiness=readiness,
             settings={"node": "n1"},
+            source=lambda: [{"kind": "Pod", "failingSeconds": 12.5}, {"directory": "/objects"}],
         )
         registry.on_session(1)
         values = (pod("good"), pod("bad"), pod("out", **{pods.MODE_LABEL: "none"}))
@@ -92,6 +93,7 @@ def test_metrics_count_pods_failures_strangers_and_what_the_kernel_says() -> Non
         'ambit_agent_pods{state="ignored"} 1.0',
         'ambit_agent_pods_failing{code="AMB2106",step="route"} 1.0',
         "ambit_agent_zds_refused_total 3.0",
+        'ambit_agent_objects_unfollowed_seconds{kind="Pod"} 12.5',
         'ambit_bpf_events_total{reason="captured"} 5.0',
         'ambit_bpf_map_capacity{map="pods"} 1024.0',
     ):
@@ -107,4 +109,5 @@ def test_readiness_says_what_is_waited_for() -> None:
 def test_maps_and_settings_are_shown() -> None:
     assert json.loads(ask("/maps").body)["maps"]["pods"] == {"entries": 1, "capacity": 1024}
     assert json.loads(ask("/config").body) == {"node": "n1"}
+    assert json.loads(ask("/source").body)[1] == {"directory": "/objects"}
     assert json.loads(ask("/ztunnel").body) == []

@@ -391,6 +391,30 @@ def test_a_bug_ends_the_watch() -> None:
     run_virtual(test)
 
 
+def test_it_says_for_how_long_a_kind_is_not_followed() -> None:
+    async def test() -> None:
+        api = FakeKube(PODS)
+        source = KubernetesSource(api, [POD], clock=LoopClock(), chance=random.Random(7))
+        watch = source.watch()
+        await anext(watch)
+        assert source.describe()[0]["failingSeconds"] == 0
+        await asyncio.sleep(1)
+        api.down = True
+        api.end_watches(UnreachableError("connection reset"))
+        await asyncio.sleep(100)
+        (row,) = source.describe()
+        assert 99 < row["failingSeconds"] <= 100
+        assert row["failure"] == "https://fake does not answer: refused"
+        api.down = False
+        await asyncio.sleep(60)
+        api.bookmark()
+        await asyncio.sleep(1)
+        assert source.describe()[0]["failingSeconds"] == 0
+        await watch.aclose()  # type: ignore[attr-defined]
+
+    run_virtual(test)
+
+
 def test_it_says_how_each_kind_is_followed() -> None:
     async def test() -> None:
         api = FakeKube(PODS, CRDS)
