@@ -44,7 +44,15 @@ class Write:
 def plan(objects: Iterable[Object], statuses: Iterable[Status], live: Live, now_s: float) -> list[Write]:
     """Return what differs, in the order in which it is to be written."""
     writes = [write for data in objects if (write := _object(data, live)) is not None]
-    writes += [write for entry in statuses if (write := _status(entry, live, now_s)) is not None]
+    entries = list(statuses)
+    told = {entry.obj.key for entry in entries}
+    # Routes that have no parent of ours any more may still say that they had one.
+    entries += [
+        Status(obj=obj, status={"parents": []})
+        for key, obj in live.items()
+        if key not in told and obj.status.get("parents")
+    ]
+    writes += [write for entry in entries if (write := _status(entry, live, now_s)) is not None]
     return writes
 
 
@@ -63,7 +71,7 @@ def _status(entry: Status, live: Live, now_s: float) -> Write | None:
     there = live.get(entry.obj.key)
     if there is None:
         return None
-    wanted = merged(entry.status, there.status, now_s)
+    wanted = merged(entry.status, there.status, there.spec.get("parentRefs"), now_s)
     if contains(there.status, wanted):
         return None
     # Of the version that the status was made from: it may hold conditions of others.
@@ -77,18 +85,35 @@ def _status(entry: Status, live: Live, now_s: float) -> Write | None:
     )
 
 
-def merged(wanted: Mapping[str, Any], before: Mapping[str, Any], now_s: float) -> dict[str, Any]:
-    """Return a status with its conditions' times, and with the parents that others wrote."""
+def merged(
+    wanted: Mapping[str, Any], before: Mapping[str, Any], references: Any, now_s: float
+) -> dict[str, Any]:
+    """Return a status with its conditions' times, and with the parents that others wrote.
+
+    Others are controllers of another name, and such of our name (Istio's) that speak for a
+    parent which the route has (`references`) and we do not speak for.
+    """
     if "parents" not in wanted:
         made: dict[str, Any] = stamped(wanted, before, now_s)
         return made
     old = [entry for entry in before.get("parents") or () if isinstance(entry, Mapping)]
-    parents: list[Any] = [entry for entry in old if entry.get("controllerName") != CONTROLLER]
-    ours = [entry for entry in old if entry.get("controllerName") == CONTROLLER]
+    mine = [entry["parentRef"] for entry in wanted["parents"]]
+    parents: list[Any] = [entry for entry in old if not _is_ours(entry, mine, references)]
+    ours = [entry for entry in old if _is_ours(entry, mine, references)]
     for entry in wanted["parents"]:
         known = next((o for o in ours if contains(o.get("parentRef"), entry["parentRef"])), None)
         parents.append(stamped(entry, known, now_s))
     return {**wanted, "parents": parents}
+
+
+def _is_ours(entry: Mapping[str, Any], mine: list[Any], references: Any) -> bool:
+    if entry.get("controllerName") != CONTROLLER:
+        return False
+    of = entry.get("parentRef")
+    there = references if isinstance(references, list) else []
+    return any(contains(of, reference) for reference in mine) or not any(
+        contains(of, reference) for reference in there
+    )
 
 
 def contains(there: Any, wanted: Any) -> bool:

@@ -82,7 +82,7 @@ def test_a_status_is_written_over_the_version_that_was_seen() -> None:
 def test_parents_of_others_are_kept_and_our_old_ones_go() -> None:
     others = parent("edge", "example.com/gateway", lastTransitionTime=EARLIER)
     before = {"parents": [parent("old"), others, parent("a", lastTransitionTime=EARLIER)]}
-    status = merged({"parents": [parent("a"), parent("b")]}, before, NOW_S)
+    status = merged({"parents": [parent("a"), parent("b")]}, before, [{"name": "a"}, {"name": "b"}], NOW_S)
     assert status["parents"] == [
         others,
         parent("a", lastTransitionTime=EARLIER),
@@ -90,12 +90,24 @@ def test_parents_of_others_are_kept_and_our_old_ones_go() -> None:
     ]
 
 
+def test_a_parent_that_istio_speaks_for_is_kept_and_one_that_nobody_has_goes() -> None:
+    theirs = parent("edge", lastTransitionTime=EARLIER)
+    before = {"parents": [theirs, parent("gone", lastTransitionTime=EARLIER)]}
+    references = [{"name": "edge"}, {"name": "a"}]
+    status = merged({"parents": [parent("a")]}, before, references, NOW_S)
+    assert status["parents"] == [theirs, parent("a", lastTransitionTime=NOW)]
+    left = {**route(theirs, parent("gone")), "spec": {"parentRefs": [{"name": "edge"}]}}
+    (write,) = plan([], [], live(left), NOW_S)
+    assert write.body["status"] == {"parents": [theirs]}
+    assert plan([], [], live({**left, "status": {"parents": [theirs]}}), NOW_S) == []
+
+
 def test_a_condition_has_a_new_time_when_its_status_changes() -> None:
     before = {"parents": [parent("a", lastTransitionTime=EARLIER)]}
-    (made,) = merged({"parents": [parent("a", status="False")]}, before, NOW_S)["parents"]
+    (made,) = merged({"parents": [parent("a", status="False")]}, before, [{"name": "a"}], NOW_S)["parents"]
     assert made["conditions"][0]["lastTransitionTime"] == NOW
     whole = {"conditions": [{"type": "Programmed", "status": "True", "reason": "x"}]}
-    assert merged(whole, {}, NOW_S)["conditions"][0]["lastTransitionTime"] == NOW
+    assert merged(whole, {}, None, NOW_S)["conditions"][0]["lastTransitionTime"] == NOW
 
 
 @pytest.mark.parametrize(
