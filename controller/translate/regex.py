@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regular expressions of routes: those that both RE2, which the dialects specify, and Python read.
 
-RE2 has no look-around and no reference to a group, so that its time is linear in the text.
+RE2 has no look-around and no reference to a group, and its time is linear in the text. What
+waypoints match with goes back and forth instead, so that an expression whose time could grow
+exponentially is refused.
 """
 
 from __future__ import annotations
 
 import re
+
+from controller.translate.regex_cost import TooLargeError, is_exponential
 
 MAX_LENGTH = 1024
 """Gateway API's bound on a path."""
@@ -25,6 +29,11 @@ def regex_problem(pattern: str) -> str:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         return f"is no regular expression: {error}"
+    try:
+        if is_exponential(pattern):
+            return "can take exponential time: a loop in it can read some text in more than one way"
+    except (TooLargeError, RecursionError):
+        return "is too complex for its time to be judged; use several matches"
     return ""
 
 
