@@ -72,6 +72,41 @@ def test_connections_are_made_throughout_a_restart_of_both_nodes(space: Space) -
     assert get("pod", "web", "-n", space.name)["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
+def test_a_node_comes_back_into_the_mesh_after_a_reboot(space: Space) -> None:
+    space.server("web", node=2)
+    space.client("client", node=1)
+    enrolled(space, "web", "client")
+    space.apply("PeerAuthentication", "security.istio.io/v1", "strict", {"mtls": {"mode": "STRICT"}})
+    ok(run(str(CLUSTER), "reboot", "1", timeout_s=100))
+
+    def restarted() -> bool:
+        statuses = get("pod", "client", "-n", space.name)["status"]["containerStatuses"]
+        return statuses[0]["restartCount"] > 0 and statuses[0]["ready"]
+
+    eventually(restarted, "the kubelet has started the pod again", timeout_s=100)
+    eventually(
+        lambda: space.curl("client", "http://web/").code == 0, "the pod is in the mesh again", timeout_s=60
+    )
+
+
+def test_the_other_controller_goes_on_where_the_writing_one_ends(space: Space) -> None:
+    def holder() -> str:
+        return str(get("lease", "ambit-controller", "-n", SYSTEM)["spec"].get("holderIdentity", ""))
+
+    first = holder()
+    pod = next(
+        item["metadata"]["name"]
+        for item in get("pods", "-n", SYSTEM, "-l", "app=ambit-controller")["items"]
+        if first.startswith(item["metadata"]["name"])
+    )
+    ok(kubectl("-n", SYSTEM, "delete", "pod", pod, "--grace-period=0", "--force"))
+    space.server("web", node=2)
+    space.client("client", node=1)
+    enrolled(space, "web", "client")
+    eventually(lambda: space.curl("client", "http://web/").code == 0, "pods that are new are served")
+    eventually(lambda: holder() not in ("", first), "another replica writes", timeout_s=60)
+
+
 def test_a_pod_that_is_gone_leaves_nothing_on_its_node(space: Space) -> None:
     space.client("client", node=1)
     enrolled(space, "client")
