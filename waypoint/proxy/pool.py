@@ -117,9 +117,10 @@ class Pool:
         """Close idle connections (drain), or those of `keys` (endpoints that left) once they are idle."""
         groups = list(self._groups.values())
         if keys is not None:
-            groups = [group for key in keys if (group := self._groups.get(key)) is not None]
+            # An endpoint that returns starts anew; requests that still wait for this one are served.
+            groups = [group for key in keys if (group := self._groups.pop(key, None)) is not None]
         for group in groups:
-            group.retired = group.retired or keys is not None
+            group.retired = keys is not None
             for entry in tuple(group.idle):
                 entry.client.close()
 
@@ -211,7 +212,7 @@ class Pool:
         circuit = group.circuit
         most, age_s = circuit.policy.max_requests_per_connection, circuit.policy.max_connection_age_s
         if (
-            group.retired
+            (group.retired and (client.requests or not group.wanted))
             or (most is not None and client.requests >= most)
             or (age_s is not None and self._now() - group.clients[client] >= age_s)
         ):

@@ -85,9 +85,10 @@ class Http2Pool:
         """Close idle connections (drain), or those of `keys` (endpoints that left) once they are idle."""
         groups = list(self._groups.values())
         if keys is not None:
-            groups = [group for key in keys if (group := self._groups.get(key)) is not None]
+            # An endpoint that returns starts anew; tries that still wait for this one are served.
+            groups = [group for key in keys if (group := self._groups.pop(key, None)) is not None]
         for group in groups:
-            group.retired = group.retired or keys is not None
+            group.retired = keys is not None
             for client in [client for client in group.clients if client.idle]:
                 client.close()
 
@@ -161,7 +162,9 @@ class Http2Pool:
             attempt = group.waiting.popleft()
             group.left()
             attempt.bind(client)
-        for client in [client for client in group.clients if client.idle and group.spent(client)]:
+        for client in [
+            client for client in group.clients if client.idle and (group.retired or group.spent(client))
+        ]:
             client.close()
         self._dial_for(group)
 
@@ -230,7 +233,7 @@ class _Group:
         policy = self.circuit.policy
         most, age_s = policy.max_requests_per_connection, policy.max_connection_age_s
         return (
-            self.retired
+            (self.retired and client.requests > 0)
             or (most is not None and client.requests >= most)
             or (age_s is not None and self._pool._now() - self.opened_s[client] >= age_s)
         )

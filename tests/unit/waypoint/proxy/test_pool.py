@@ -307,6 +307,24 @@ async def test_connections_to_endpoints_that_left_end_after_their_request(b: Ben
 
 
 @bench()
+async def test_a_request_that_waits_for_an_endpoint_that_left_is_served(b: Bench) -> None:
+    circuit = limits(max_connections=1)
+    await b.ask(circuit)
+    waiting = await b.ask(circuit)
+    b.pool.close_idle([ONE.key])
+    b.servers[0].answer()
+    await settle()
+    b.servers[1].answer()
+    assert waiting.said == [200, "end"]
+    assert all(server.closed for server in b.servers)
+    # The endpoint returns: its connections are kept again.
+    for _ in range(2):
+        await b.ask(circuit)
+        b.servers[2].answer()
+    assert (len(b.servers), circuit.connections) == (3, 1)
+
+
+@bench()
 async def test_a_request_given_up_while_it_waits_is_never_sent(b: Bench) -> None:
     circuit = limits(max_connections=1)
     await b.ask(circuit)
