@@ -55,6 +55,8 @@ class Http2Connection(ABC):
         self._scheduled = False
         self._draining = False
         self._peer_ended = False
+        self._farewell = ""
+        """What the peer's GOAWAY said was wrong."""
         self._unread_answers = 0
         self._began_s = self._heard_s = self._idle_s = now()
         self._partial_s: float | None = None
@@ -118,7 +120,7 @@ class Http2Connection(ABC):
 
     def _explain(self, error: ConnectionFailedError, data: bytes) -> str:
         """Say what the peer did wrong."""
-        return f"HTTP/2 {error.code.name}: {error.detail}"
+        return f"HTTP/2 rules broken: {error.detail}"
 
     def write_eof(self) -> None:
         """The peer sends no more: HTTP/2 has no use for half a connection."""
@@ -150,7 +152,8 @@ class Http2Connection(ABC):
         """Bound what a peer makes us say while it does not read; bodies are held then by themselves."""
         self._unread_answers += sum(len(piece) for piece in self.codec.out if len(piece) <= _ANSWER_BYTES)
         if self._unread_answers > self.limits.max_unread_answers_bytes:
-            self._lose(f"more than {self.limits.max_unread_answers_bytes} bytes of answers are not read")
+            limit = self.limits.max_unread_answers_bytes
+            self._lose(f"the peer leaves more than {limit} bytes of answers unread", by_peer=False)
             self._peer.abort(Reason.H2_FLOOD)
 
     # --- Ends
@@ -197,6 +200,7 @@ class Http2Connection(ABC):
         if self.closed:
             return
         self.closed = True
+        detail += self._farewell
         self._set_timer(None, self._on_tick)
         self.codec.abandon(ErrorCode.CANCEL, detail, by_peer=by_peer)
         self._on_lost(detail, by_peer=by_peer)
@@ -287,6 +291,9 @@ class Http2Connection(ABC):
     def on_goaway(self, code: ErrorCode, debug: bytes) -> None:
         """The peer opens (or takes) no new stream; the connection ends with the last one."""
         self._draining = True
+        if code is not ErrorCode.NO_ERROR:
+            words = debug.decode("ascii", "replace")
+            self._farewell = f" after GOAWAY {code.name} {words!r}"
         self.codec.stop_opening()
         self._call_later(0, self._close_if_drained)
 

@@ -70,7 +70,14 @@ class Http2Server(Http2Connection):
         self.codec.send_end(stream)
 
     def _on_lost(self, detail: str, *, by_peer: bool) -> None:
-        """Every exchange learned of it by its stream."""
+        """Tell what the client did wrong; every exchange learned of the end by its stream."""
+        if not by_peer:
+            self._service.refused(BadMessageError(detail))
+
+    def _end_late(self, code: ErrorCode, detail: str) -> None:
+        if code is not ErrorCode.NO_ERROR:
+            self._service.refused(BadMessageError(detail, 408))
+        super()._end_late(code, detail)
 
     def _on_gone(self) -> None:
         self._on_closed()

@@ -296,6 +296,19 @@ def test_a_lost_connection_fails_every_try() -> None:
     assert (bench.closed, bench.client.room) == (1, 0)
 
 
+def test_what_a_server_says_when_it_leaves_is_told() -> None:
+    bench = Bench()
+    _, log = bench.attempt()
+    bench.talk()
+    bench.client.write(frames.goaway(1, ErrorCode.ENHANCE_YOUR_CALM, b"too_many_pings"))
+    assert log.said == []
+    bench.client.write_eof()
+    assert log.said == [Failure.RESET]
+    assert log.details[0].endswith(
+        "the peer closed the connection after GOAWAY ENHANCE_YOUR_CALM 'too_many_pings'"
+    )
+
+
 def test_a_server_of_http1_is_named() -> None:
     bench = Bench(settle=False)
     _, log = bench.attempt()

@@ -133,6 +133,7 @@ def test_settings_that_do_not_come() -> None:
     assert not bench.server.closed
     bench.loop.advance(0.001)
     assert goaway(bench.said()) is ErrorCode.SETTINGS_TIMEOUT
+    assert bench.refusals == ["no SETTINGS within 10 s"]
     assert bench.wire.ended
     bench.loop.advance(LIMITS.close_s)
     assert bench.wire.aborted is Reason.FORCED_CLOSE
@@ -234,6 +235,7 @@ def test_a_broken_rule_is_named_and_ends_every_request() -> None:
     bench.wire.take()
     bench.server.write(frame(frames.PING, 0, 0, b"short"))
     assert goaway(bench.said()) is ErrorCode.FRAME_SIZE_ERROR
+    assert bench.refusals == ["HTTP/2 rules broken: FRAME_SIZE_ERROR, PING of 5 bytes"]
     assert bench.wire.ended
     assert bench.cancelled == 1
     bench.server.write(heads(3, GET, end=True))
@@ -278,6 +280,7 @@ def test_a_client_that_reads_nothing_cannot_make_us_say_much() -> None:
     bench.server.write(ping)
     assert bench.wire.aborted is Reason.H2_FLOOD
     assert bench.server.closed
+    assert bench.refusals == ["the peer leaves more than 170 bytes of answers unread"]
 
 
 def test_goaway_of_a_client_ends_the_connection_after_its_requests() -> None:

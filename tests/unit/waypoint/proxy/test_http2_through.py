@@ -51,6 +51,7 @@ class Through:
     def __init__(self) -> None:
         self.loop = Loop()
         self.records: list[ExchangeRecord] = []
+        self.refusals: list[str] = []
         server = Http2Server(
             service=self,
             call_later=self.loop.call_later,
@@ -89,7 +90,7 @@ class Through:
         )
 
     def refused(self, error: BadMessageError) -> None:
-        raise AssertionError(f"the client's codec sent what the server refuses: {error}")
+        self.refusals.append(error.reason)
 
     def settle(self) -> None:
         self.loop.advance()
@@ -194,6 +195,7 @@ def test_nothing_stays_behind_and_nothing_is_made_up(script: list[tuple[str, str
         assert not line.end.closed
         assert line.side.codec._send_window > 0
     assert through.upstream.idle
+    assert not through.refusals
     assert len(through.records) == len(play.opened)
     for recorder in play.opened:
         check(recorder)
@@ -280,4 +282,5 @@ def test_garbage_ends_a_connection_and_its_requests_only(where: list[str], garba
     through.near.end.close()
     through.loop.advance(1.0)
     assert len(through.records) == 3
+    assert len(through.refusals) <= ("near" in where)
     assert not through.near.end.codec.streams
