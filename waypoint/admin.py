@@ -28,6 +28,7 @@ class Admin:
         certificates: Callable[[], Iterable[CertificateStatus]],
         clusters: Callable[[], object],
         status: Callable[[], object],
+        explain: Callable[[Request], Response],
         quit_now: Callable[[], None],
     ) -> None:
         self._config = config
@@ -35,6 +36,7 @@ class Admin:
         self._certificates = certificates
         self._clusters = clusters
         self._status = status
+        self._explain = explain
         self._quit = quit_now
         self._routes = {
             "/": Route(self._index, help="this list"),
@@ -43,6 +45,11 @@ class Admin:
             "/policies": Route(self._show_policies, help="L7 policies in force, and those that are broken"),
             "/clusters": Route(
                 self._show_clusters, help="services in use: endpoints, their load and health, bounds"
+            ),
+            "/explain": Route(
+                self._answer,
+                help="what would become of a request: ?identity=SPIFFE&source_ip=IP&authority=IP:PORT"
+                "[&method=M&path=P&host=H&headers=K:V]",
             ),
             "/status": Route(self._show_status, help="controller, connections, requests"),
             "/logging": Route(self._logging, ("GET", "POST"), "log level; POST ?level=debug"),
@@ -85,6 +92,9 @@ class Admin:
 
     async def _show_clusters(self, _request: Request) -> Response:
         return json_response(self._clusters())
+
+    async def _answer(self, request: Request) -> Response:
+        return self._explain(request)
 
     async def _show_status(self, _request: Request) -> Response:
         return json_response(self._status())

@@ -51,6 +51,7 @@ from waypoint.dial import Dialer
 from waypoint.fetch import Fetcher
 from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
+from waypoint.explain import answer_question
 from waypoint.inbound import Inbound
 from waypoint.proxy.pool import Endpoint, Pool, PoolLimits
 from waypoint.proxy.pool2 import Http2Pool
@@ -243,6 +244,7 @@ class App:
             certificates=self.certificates.statuses,
             clusters=self.proxy.upstreams.clusters,
             status=self.status,
+            explain=partial(answer_question, self.inbound),
             quit_now=self._stopping.set,
         )
         gauges = StateCollector(

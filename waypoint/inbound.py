@@ -125,7 +125,7 @@ class Inbound:
         for session in tuple(self._sessions):
             session.connection.close(Reason.DRAIN_DEADLINE)
 
-    def find(self, tunnel: ServerTunnel, client: Client) -> Destination:
+    def find(self, authority: str, client: Client) -> Destination:
         """Find what a CONNECT asks for.
 
         Raises:
@@ -138,11 +138,9 @@ class Inbound:
                 Reason.UNKNOWN_DESTINATION,
                 f"the controller has not told {self.config.namespace}/{self.config.pod} of itself yet",
             )
-        parsed = parse_authority(tunnel.authority)
+        parsed = parse_authority(authority)
         if parsed is None:
-            raise RefusedError(
-                400, Reason.BAD_AUTHORITY, f"authority {tunnel.authority!r} is no host and port"
-            )
+            raise RefusedError(400, Reason.BAD_AUTHORITY, f"authority {authority!r} is no host and port")
         host, port = parsed
         if isinstance(host, str):
             service = tables.store.find_hostname(host, client.namespace)
@@ -162,7 +160,7 @@ class Inbound:
         raise RefusedError(
             404,
             Reason.BAD_AUTHORITY,
-            f"{tunnel.authority} is {named}, which does not name {tables.gateway} as its waypoint; "
+            f"{authority} is {named}, which does not name {tables.gateway} as its waypoint; "
             "label it istio.io/use-waypoint",
         )
 
@@ -261,7 +259,7 @@ class Session:
             return
         inbound = self._inbound
         try:
-            destination = inbound.find(tunnel, client)
+            destination = inbound.find(tunnel.authority, client)
         except RefusedError as refusal:
             tunnel.refuse(refusal.status, refusal.reason)
             _log.warning("%s (%s): %s", client.peer, client.identity, refusal)
