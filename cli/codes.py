@@ -379,6 +379,13 @@ class Code(enum.Enum):
         "the reason says whose doing it is; the logs of the nodes named say more",
     )
 
+    NO_ROUTE = (
+        "AMB3213",
+        EXIT_CHECK,
+        "The waypoint answers the request itself with an error: no rule matches it, or a rule says so.",
+        "look at the route named; --method, --path, --host and --header say what is sent",
+    )
+
     def __init__(self, code: str, exit_code: int, meaning: str, remedy: str) -> None:
         self.code = code
         self.exit_code = exit_code

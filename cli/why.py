@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cli.codes import EXIT_CHECK, EXIT_OK
+from cli.codes import EXIT_CHECK, EXIT_OK, CliError, Code
 from cli.facts import Facts, Pod
 from cli.flow_log import Flow, parse_line
 from cli.options import add_common
 from cli.output import Screen, document, dump, fold, span
 from cli.target import Part, Target, open_target
 from cli.why_cause import Cause, blocked_cause, cause_of, hears
-from cli.why_path import KERNEL, Attempt, Branch, Walk, Walker
+from cli.why_path import KERNEL, Asked, Attempt, Branch, Walk, Walker
 from cli.why_target import find_destination
 
 LINES = 3000
@@ -40,6 +40,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="service, pod, Deployment, DNS name or address, as the source would name it",
     )
     parser.add_argument("-n", "--namespace", metavar="NS", help="namespace of SRC")
+    parser.add_argument("--method", default="GET", help="of the request, for waypoints; - is no HTTP (GET)")
+    parser.add_argument("--path", default="/", help="its path (/)")
+    parser.add_argument("--host", default="", help="its Host (the service's name)")
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="a header field; repeatable"
+    )
     parser.add_argument("--flows", type=int, default=3, metavar="N", help="last log lines of the pair (3)")
     add_common(parser, formats=("table", "json", "yaml"))
 
@@ -50,7 +56,10 @@ def run(options: argparse.Namespace) -> int:
     facts = Facts(target)
     source = facts.pod(options.source.removeprefix("pod/").removeprefix("deploy/"), options.namespace)
     destination = find_destination(facts, options.destination, source.namespace)
-    report = Report.of(Walker(facts, source).walk(destination), target)
+    if any(":" not in header for header in options.header):
+        raise CliError(Code.USAGE, "a header is written NAME:VALUE")
+    asked = Asked(method=options.method, path=options.path, host=options.host, headers=tuple(options.header))
+    report = Report.of(Walker(facts, source, asked).walk(destination), target)
     flows = last_flows(target, report.walk, options.flows)
     if options.output in ("json", "yaml"):
         print(dump(report.document(flows), options.output))
@@ -167,6 +176,9 @@ def _branch_data(judged: Judged) -> dict[str, Any]:
         "workload": branch.workload,
         "node": branch.node,
         "identity": branch.identity,
+        "via": branch.via,
+        "route": branch.route,
+        "status": branch.status,
         "reason": branch.reason,
         "detail": branch.detail,
         "verdict": None
@@ -282,6 +294,9 @@ class Writer:
             if judged.cause
             else screen.paint(screen.glyph("ok"), "green")
         )
+        if branch.via:
+            self._waypoint(judged, sign, several=several)
+            return
         if branch.kind == "reject":
             self._line("path", f"{sign} refused by the caller's ztunnel: {branch.reason}")
             return
@@ -301,6 +316,31 @@ class Writer:
         if heard is not None and (branch.verdict is None or branch.verdict.allowed):
             word = "listens" if heard else screen.paint("does not listen", "red")
             self._line("application", f"{word} on {where}")
+
+    def _waypoint(self, judged: Judged, sign: str, *, several: bool) -> None:
+        branch, screen = judged.branch, self._screen
+        often = f"{branch.share * 100:.0f} %  " if several else ""
+        self._line("waypoint", f"{sign} {often}{branch.via}, by HBONE tunnel with mutual TLS")
+        if branch.unanswered and not branch.workload:
+            self._line("", screen.paint(branch.unanswered, "red"))
+            return
+        if branch.reason == "later":
+            self._line("", branch.detail)
+            return
+        if branch.reason:
+            how = f"answers {branch.status} itself" if branch.status else branch.reason
+            self._line("", f"{how}: {branch.detail}" + (f", by {branch.route}" if branch.route else ""))
+            return
+        self._line("route", branch.route or "none: to the service that was asked for")
+        arrow = screen.glyph("arrow")
+        where = f"{branch.address}:{branch.port}"
+        self._line(
+            "endpoint",
+            f"{arrow} {branch.workload} at {where}" + (f" on {branch.node}" if branch.node else ""),
+        )
+        secured = "HBONE tunnel with mutual TLS" if branch.identity else "plain TCP"
+        self._line("", f"{secured}, as {branch.via_identity}")
+        self._policy(branch)
 
     def _path(self, branch: Branch) -> str:
         source = self._report.walk.source

@@ -31,10 +31,13 @@ def cause_of(walk: Walk, branch: Branch, command: Callable[[str], str]) -> Cause
     """Return why a branch fails, by the order in which it would; None: it works as far as can be told."""
     if branch.kind == "reject":
         return _rejected(walk, branch)
+    if branch.via and branch.kind == "waypoint" and (found := _at_waypoint(walk, branch)) is not None:
+        return found
     if branch.unanswered:
         return Cause(
             code=Code.DESTINATION_AWAY,
-            text=f"{branch.workload} is in the mesh, but its node cannot answer for it: {branch.unanswered}",
+            text=f"{branch.workload or branch.via} is in the mesh, but nobody answers for it: "
+            f"{branch.unanswered}",
             remedy=f"`{command('check')}`",
         )
     if branch.verdict is not None and not branch.verdict.allowed:
@@ -71,6 +74,34 @@ def _rejected(walk: Walk, branch: Branch) -> Cause:
         branch.reason, Code.REFUSED
     )
     return Cause(code=code, text=branch.detail or branch.reason, remedy=code.remedy)
+
+
+def _at_waypoint(walk: Walk, branch: Branch) -> Cause | None:
+    """Return why a waypoint ends a request; None: it forwards it, or answers well."""
+    if branch.reason == "no_healthy_upstream":
+        return Cause(code=Code.NO_ENDPOINT, text=branch.detail, remedy=Code.NO_ENDPOINT.remedy)
+    if branch.reason == "refused":
+        return Cause(
+            code=Code.REFUSED, text=f"waypoint {branch.via}: {branch.detail}", remedy=Code.REFUSED.remedy
+        )
+    if branch.reason != "answer" or 100 <= branch.status < 400:
+        return None
+    if branch.route.startswith("AuthorizationPolicy"):
+        policy = branch.route.replace("/", " ", 1)
+        code = Code.NOT_ALLOWED if "no ALLOW policy matches" in branch.detail else Code.DENIED
+        return Cause(
+            code=code,
+            text=f"waypoint {branch.via} denies it with {branch.status}: {_last(branch.detail)}",
+            remedy=f"add a rule for {walk.identity} to {policy}"
+            if code is Code.NOT_ALLOWED
+            else f"narrow the rule of {policy}, if {walk.source.key} should get through",
+            yaml=_rule_for(walk) if code is Code.NOT_ALLOWED else "",
+        )
+    return Cause(
+        code=Code.NO_ROUTE,
+        text=f"waypoint {branch.via} answers {branch.status} itself: {branch.detail}",
+        remedy=Code.NO_ROUTE.remedy,
+    )
 
 
 def _denied(walk: Walk, branch: Branch, command: Callable[[str], str]) -> Cause:
@@ -122,6 +153,15 @@ def _plaintext(walk: Walk, branch: Branch, policy: Origin, command: Callable[[st
 
 
 def _not_allowed(walk: Walk, branch: Branch, policy: Origin | None) -> Cause:
+    if branch.via:
+        principal = branch.via_identity.removeprefix("spiffe://")
+        return Cause(
+            code=Code.NOT_ALLOWED,
+            text=f"no ALLOW policy of {branch.workload} matches its own waypoint {branch.via_identity}",
+            remedy=f"the waypoint dials in the callers' stead: let it in, under spec.rules of {policy}:",
+            yaml=f"- from: [{{source: {{principals: [{principal}]}}}}]",
+            place=policy.place if policy else "",
+        )
     captured = branch.kind != KERNEL
     if not captured:
         source = walk.source

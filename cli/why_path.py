@@ -17,6 +17,19 @@ from cli.policy_source import Origin, origin
 from cli.target import Listener, Part
 from cli.why_target import Address, Destination
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The request that is sent, for waypoints; a method of `-` is no HTTP."""
+
+    method: str = "GET"
+    path: str = "/"
+    host: str = ""
+    """Empty: the service's name."""
+    headers: tuple[str, ...] = ()
+    """NAME:VALUE"""
+
+
 KERNEL = "kernel"
 """Kind of a branch that no proxy decides: the caller is not captured."""
 
@@ -54,6 +67,13 @@ class Branch:
     """None: nobody judges."""
     unanswered: str = ""
     """Why the destination's proxy could not be asked."""
+    via: str = ""
+    """The waypoint's pod, `namespace/name`."""
+    via_identity: str = ""
+    route: str = ""
+    """Rule of a waypoint that decided (`HTTPRoute/namespace/name#0`), or the policy that refused."""
+    status: int = 0
+    """HTTP status that a waypoint answers itself; 0: it forwards."""
     listeners: frozenset[Listener] | None = None
     """Of the application; None: not to be found out."""
     pod: Pod | None = None
@@ -85,8 +105,9 @@ class Walk:
 class Walker:
     """Follows connections of one source."""
 
-    def __init__(self, facts: Facts, source: Pod) -> None:
+    def __init__(self, facts: Facts, source: Pod, asked: Asked | None = None) -> None:
         self._facts = facts
+        self._asked = asked or Asked()
         self._source = source
         self._workload = self._registered(source.namespace, source.name)
         self._pods = {p.key: p for p in facts.pods()}
@@ -129,11 +150,12 @@ class Walker:
             return f"the ztunnel of {source.node} has not taken pod {source.key} over yet: {source.reason}"
         return ""
 
-    def _from(self, towards: Address) -> str:
-        for text in self._source.addresses:
+    def _from(self, towards: Address, sender: Pod | None = None) -> str:
+        addresses = (sender or self._source).addresses
+        for text in addresses:
             if ip_address(text).version == towards.version:
                 return text
-        return self._source.addresses[0]
+        return addresses[0]
 
     def _attempt(self, destination: Destination, address: Address) -> Attempt:
         if not self._source.captured:
@@ -143,9 +165,82 @@ class Walker:
         answer = self._facts.ask(Part("ztunnel", self._source.node), f"/explain/outbound?{query}")
         return Attempt(
             address=address,
-            branches=tuple(self._branch(outcome) for outcome in answer["outcomes"]),
+            branches=tuple(branch for outcome in answer["outcomes"] for branch in self._branches(outcome)),
             endpoints=tuple((f"{e['namespace']}/{e['name']}", str(e["whyNot"])) for e in answer["endpoints"]),
         )
+
+    def _branches(self, outcome: dict[str, Any]) -> list[Branch]:
+        return self._through(outcome) if outcome["kind"] == "waypoint" else [self._branch(outcome)]
+
+    def _through(self, outcome: dict[str, Any]) -> list[Branch]:
+        """Ask the chosen waypoint what it would do, and follow each endpoint that it may choose."""
+        pod = outcome["workload"]
+        via = f"{pod['namespace']}/{pod['name']}"
+        share = float(outcome["share"])
+        asked = self._asked
+        question = {
+            "identity": self._identity(),
+            "source_ip": self._from(ip_address(outcome["address"])),
+            "authority": outcome["authority"],
+            "method": asked.method,
+            "path": asked.path,
+            "host": asked.host,
+            "headers": "\n".join(asked.headers),
+        }
+        common: dict[str, Any] = {"kind": "waypoint", "via": via, "node": pod["node"]}
+        try:
+            answer = self._facts.ask(Part("waypoint", via), f"/explain?{urlencode(question)}")
+        except CliError as error:
+            return [Branch(**common, share=share, unanswered=error.what)]
+        found: list[Branch] = []
+        for one in answer["outcomes"]:
+            part = share * float(one["share"])
+            if one["result"] == "forward":
+                found += self._onwards(common, one, part, str(answer["identity"]))
+                continue
+            found.append(
+                Branch(
+                    **common,
+                    share=part,
+                    via_identity=str(answer["identity"]),
+                    route=str(one.get("source", "")),
+                    status=int(one.get("status", 0)),
+                    reason=str(one["result"]),
+                    detail=str(one["detail"]),
+                )
+            )
+        return found
+
+    def _onwards(
+        self, common: dict[str, Any], outcome: dict[str, Any], share: float, identity: str
+    ) -> list[Branch]:
+        endpoints = outcome["endpoints"]
+        base = common | {"via_identity": identity, "route": str(outcome["source"])}
+        if not endpoints:
+            detail = f"{outcome['service']}:{outcome['port']} has no endpoint that can be chosen"
+            return [Branch(**base, share=share, reason="no_healthy_upstream", detail=detail)]
+        found = []
+        for row in endpoints:
+            key = f"{row['namespace']}/{row['name']}"
+            branch = Branch(
+                **base | {"node": row["node"]},
+                share=share / len(endpoints),
+                address=row["address"],
+                port=row["port"],
+                workload=key,
+                identity=row["identity"] if row["hbone"] else "",
+                pod=self._pods.get(key),
+            )
+            if row["authority"]:
+                dialled = ip_address(row["address"])
+                sender = self._pods.get(branch.via)
+                branch = self._judged(
+                    branch, authority=row["authority"], dialled=dialled, identity=identity, sender=sender
+                )
+            else:
+                branch = self._plain(branch)
+            found.append(branch)
+        return found
 
     def _branch(self, outcome: dict[str, Any]) -> Branch:
         workload = outcome["workload"] or {}
@@ -235,7 +330,9 @@ class Walker:
             return self._application(branch)
         return self._judged(branch, authority="", dialled=ip_address(branch.address), identity="")
 
-    def _judged(self, branch: Branch, *, authority: str, dialled: Address, identity: str) -> Branch:
+    def _judged(
+        self, branch: Branch, *, authority: str, dialled: Address, identity: str, sender: Pod | None = None
+    ) -> Branch:
         namespace, _, name = branch.workload.partition("/")
         row = self._registered(namespace, name)
         if row is None or not branch.node:
@@ -244,7 +341,7 @@ class Walker:
             "destination": row["uid"],
             "address": dialled,
             "port": branch.port,
-            "source_ip": self._from(dialled),
+            "source_ip": self._from(dialled, sender),
             **({"authority": authority} if authority else {}),
             **({"identity": identity} if identity else {}),
         }

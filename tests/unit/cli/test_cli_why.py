@@ -346,6 +346,10 @@ def options(**more: Any) -> argparse.Namespace:
         "output": "table",
         "color": "never",
         "no_headers": False,
+        "method": "GET",
+        "path": "/",
+        "host": "",
+        "header": [],
     }
     return argparse.Namespace(**base | more)
 
