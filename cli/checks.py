@@ -164,14 +164,20 @@ def _refused_objects(facts: Facts) -> Outcome:
     return failed(Code.REFUSED_OBJECTS, *lines) if lines else ok()
 
 
-def problem_line(row: Mapping[str, Any]) -> str:
-    """Write a problem of the translators as FILE:LINE: object: field: reason."""
+def problem_line(facts: Facts, row: Mapping[str, Any]) -> str:
+    """Write a problem of the translators as FILE:LINE: object: field: reason, by the file of who wrote it."""
     path = ".".join(str(step) for step in row["path"])
-    return f"{row['file']}:{row['line']}: {row['object']}: {path}: {row['reason']}"
+    file, line = row["file"], row["line"]
+    for raw in facts.objects().objects.values():
+        if raw.file == file and str(raw.key) == row["object"]:
+            written = facts.target.written(raw)
+            if written is not raw:
+                file, line = written.file, written.line_of(tuple(row["path"]))
+    return f"{file}:{line}: {row['object']}: {path}: {row['reason']}"
 
 
 def _of_severity(facts: Facts, severity: str) -> list[str]:
-    return [problem_line(r) for r in facts.problems()["problems"] if r["severity"] == severity]
+    return [problem_line(facts, r) for r in facts.problems()["problems"] if r["severity"] == severity]
 
 
 def _wrong_fields(facts: Facts) -> Outcome:

@@ -153,7 +153,8 @@ def _idle_policies(facts: Facts) -> Outcome:
         ]
         if not pods:
             labels = ", ".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items())
-            lines.append(f"{policy.key} selects no pod ({labels}); {policy.file}:{policy.line}")
+            written = facts.target.written(policy)
+            lines.append(f"{policy.key} selects no pod ({labels}); {written.file}:{written.line}")
     return warned(Code.IDLE_POLICY, *_lines(lines)) if lines else ok()
 
 

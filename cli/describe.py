@@ -207,7 +207,9 @@ def service_data(facts: Facts, service: Mapping[str, Any]) -> dict[str, Any]:
     balancing = service["load_balancing"]
     routes = [
         f"{item.kind} {item.namespace}/{item.name} {item.file}:{item.line}"
-        for item in facts.of("HTTPRoute", "GRPCRoute", "TCPRoute", "VirtualService")
+        for item in map(
+            facts.target.written, facts.of("HTTPRoute", "GRPCRoute", "TCPRoute", "VirtualService")
+        )
         if _routes_to(item.spec, service)
     ]
     return {

@@ -61,7 +61,7 @@ def origin(facts: Facts, key: str, *, namespace: str, labels: Mapping[str, str],
         kind, name = "PeerAuthentication", name.removeprefix(CONVERTED)
     for raw in facts.of(kind):
         if (raw.namespace, raw.name) == (place, name):
-            return _at(raw, detail)
+            return _at(facts.target.written(raw), detail)
     return Origin(kind=kind, namespace=place, name=name)
 
 
@@ -87,12 +87,12 @@ def strict_source(facts: Facts, namespace: str, labels: Mapping[str, str]) -> Or
         mode = (raw.spec.get("mtls") or {}).get("mode", "UNSET")
         selector = raw.spec.get("selector")
         if selector and raw.namespace == namespace and selects(selector, labels) and mode == "STRICT":
-            return _mode(raw)
+            return _mode(facts.target.written(raw))
         if not selector and mode == "STRICT":
             wide.setdefault(raw.namespace, raw)
     for place in (namespace, ROOT_NAMESPACE):
         if place in wide:
-            return _mode(wide[place])
+            return _mode(facts.target.written(wide[place]))
     return None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cli.codes import CliError, Code
+from mesh.config.objects import RawObject
 from mesh.config.source import Snapshot
 
 LABS = Path("/run/ambit")
@@ -93,6 +94,10 @@ class Target(Protocol):
 
     def objects(self) -> Snapshot:
         """Return every object with its status."""
+        ...
+
+    def written(self, raw: RawObject) -> RawObject:
+        """Return an object as a person wrote it, with that file's lines; itself where that is not known."""
         ...
 
     def request(self, part: Part, path: str, *, method: str = "GET") -> Answer:

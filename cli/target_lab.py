@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lab import store
 from lab.errors import LabError
 from lab.layout import Layout
 from lab.manifests import object_path
-from mesh.config.objects import make_object
+from mesh.config.objects import RawObject, make_object
 from mesh.config.source import Snapshot
 
 TIMEOUT_S = 5.0
@@ -109,6 +110,14 @@ class LabTarget:
             if self._snapshot is None:
                 self._snapshot = store.snapshot(self._layout)
             return self._snapshot
+
+    def written(self, raw: RawObject) -> RawObject:
+        """Return an object as it stands in the file that it was applied from; relative to here if below."""
+        found = store.written(raw)
+        path = Path(found.file)
+        if found is raw or not path.is_relative_to(Path.cwd()):
+            return found
+        return replace(found, file=str(path.relative_to(Path.cwd())))
 
     def request(self, part: Part, path: str, *, method: str = "GET") -> Answer:
         """Ask a part."""

@@ -12,7 +12,7 @@ from lab.errors import Code, LabError
 from lab.layout import Layout
 from lab.manifests import dump, object_path
 from lab.shell import write_file
-from mesh.config.objects import CLUSTER_SCOPED, RawObject
+from mesh.config.objects import CLUSTER_SCOPED, RawObject, parse_documents
 from mesh.config.source import DirectorySource, Snapshot
 
 REPLICAS = "ambit.io/replicas"
@@ -22,6 +22,10 @@ ALIASES = {
     "sa": "ServiceAccount", "ep": "EndpointSlice", "se": "ServiceEntry", "pa": "PeerAuthentication",
     "ap": "AuthorizationPolicy", "gtw": "Gateway",
 }  # fmt: skip
+
+
+ORIGIN = "# from "
+"""Begins the first line of an applied object: the file and line that it was applied from."""
 
 
 def snapshot(layout: Layout) -> Snapshot:
@@ -64,11 +68,37 @@ def apply_objects(layout: Layout, objects: Iterable[RawObject]) -> list[tuple[st
             data["metadata"] = {**data["metadata"], "namespace": item.namespace}
         text = dump(data)
         before = path.read_text() if path.exists() else None
-        if before != text:
-            write_file(path, text)
-        result = "created" if before is None else "unchanged" if before == text else "configured"
+        # Where it was written, for messages; comments are no part of an object.
+        marked = f"{ORIGIN}{Path(item.file).absolute()}:{item.line}\n{text}" if item.file else text
+        if before != marked:
+            write_file(path, marked)
+        same = before is not None and before.removeprefix(_origin_line(before)) == text
+        result = "created" if before is None else "unchanged" if same else "configured"
         results.append((str(item.key), result))
     return results
+
+
+def _origin_line(text: str) -> str:
+    """Return the first line if it says where the object was written, else nothing."""
+    first = text.partition("\n")[0] + "\n"
+    return first if first.startswith(ORIGIN) else ""
+
+
+def written(item: RawObject) -> RawObject:
+    """Return an applied object as it stands in the file that it was applied from, if that says the same."""
+    try:
+        with open(item.file, encoding="utf-8") as file:
+            first = file.readline().rstrip("\n")
+        if not first.startswith(ORIGIN):
+            return item
+        name = first.removeprefix(ORIGIN).rpartition(":")[0]
+        found, _ = parse_documents(Path(name).read_text(encoding="utf-8"), name)
+    except (OSError, UnicodeDecodeError):
+        return item
+    for other in found:
+        if other.key == item.key and other.spec == item.spec:
+            return other
+    return item
 
 
 def delete_objects(layout: Layout, objects: Iterable[RawObject]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cli.target import Answer, Listener, Part, Program, UnreachableError
-from mesh.config.objects import parse_documents
+from mesh.config.objects import RawObject, parse_documents
 from mesh.config.source import Snapshot
 
 
@@ -44,6 +44,9 @@ class FakeTarget:
         objects, rejections = parse_documents(self.yaml, "objects.yaml")
         assert not rejections, rejections
         return Snapshot(objects={item.key: item for item in objects})
+
+    def written(self, raw: RawObject) -> RawObject:
+        return raw
 
     def request(self, part: Part, path: str, *, method: str = "GET") -> Answer:
         name = f"{part.name}/{part.node}" if part.node else part.name
