@@ -48,10 +48,10 @@ from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from waypoint.admin import Admin
 from waypoint.config import Config
 from waypoint.dial import Dialer
+from waypoint.explain import answer_question
 from waypoint.fetch import Fetcher
 from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
-from waypoint.explain import answer_question
 from waypoint.inbound import Inbound
 from waypoint.proxy.pool import Endpoint, Pool, PoolLimits
 from waypoint.proxy.pool2 import Http2Pool
@@ -127,7 +127,6 @@ class App:
             config,
             self.proxy,
             self._tls,
-            own=self.own,
             limits=Limits(),
             clock=self.clock,
             tasks=self._tasks,
@@ -157,8 +156,12 @@ class App:
             pending=config.max_pending,
             connect_s=config.connect_timeout_s,
         )
-        pool = Pool(dial=self._dial, call_later=_call_later, owner=self._tasks, limits=limits)
-        pool2 = Http2Pool(dial=self._dial, call_later=_call_later, owner=self._tasks, limits=limits)
+        pool = Pool(
+            dial=partial(self._dial, "http/1.1"), call_later=_call_later, owner=self._tasks, limits=limits
+        )
+        pool2 = Http2Pool(
+            dial=partial(self._dial, "h2"), call_later=_call_later, owner=self._tasks, limits=limits
+        )
 
         def close_idle(keys: Sequence[Hashable]) -> None:
             pool.close_idle(keys)
@@ -286,9 +289,9 @@ class App:
         timeout_s = self.config.connect_timeout_s
         return await dial(plain_socket, target, timeout_s=timeout_s, what=f"HBONE peer {target}")
 
-    async def _dial(self, endpoint: Endpoint) -> End:
+    async def _dial(self, alpn: str, endpoint: Endpoint) -> End:
         assert isinstance(endpoint, Address)
-        return await self.proxy.dialer.dial(endpoint)
+        return await self.proxy.dialer.dial(endpoint, alpn=alpn)
 
     # --- configuration
 

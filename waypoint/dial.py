@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 
 from mesh.hbone.metadata import format_baggage, format_forwarded
 from mesh.hbone.opener import TunnelOpener
 from mesh.hbone.pool import PoolKey
 from mesh.model.address import IPAddress, format_host_port
-from mesh.model.destination import Keepalive
+from mesh.model.destination import ClientTls, Keepalive, TlsMode
 from mesh.model.workload import Workload
 from mesh.net.relay import CountedEnd
 from mesh.net.sockets import DialError, Peer, cached_ip, dial, plain_socket, tcp_end
 from mesh.state.balance import Random
 from mesh.telemetry.reasons import Reason
-from waypoint.cluster.host import Address
+from waypoint.cluster.host import PLAIN, Address
 from waypoint.config import HBONE_PORT
+from waypoint.transport.contexts import ClientContexts, require_name, require_protocol
+from waypoint.transport.proxy_header import proxy_header
+from waypoint.transport.tls_end import TlsEnd
 
 
 class Dialer:
@@ -43,17 +47,58 @@ class Dialer:
             random: draws from [0, 1).
         """
         self._opener = opener
+        self._contexts = ClientContexts()
         self._own = own
         self._identity = identity
         self._connect_timeout_s = connect_timeout_s
         self._random = random
 
-    async def dial(self, endpoint: Address, client: str = "") -> CountedEnd:
-        """Connect to an endpoint; `client` is the first client's `address:port` where there is one only.
+    async def dial(self, endpoint: Address, client: str = "", alpn: str = "") -> CountedEnd:
+        """Connect to an endpoint, as its way asks.
+
+        Args:
+            endpoint: where to.
+            client: the first client's `address:port`, where there is one only.
+            alpn: what will be spoken, for TLS.
 
         Raises:
             DialError: it was not reached, or is not who it should be; says why.
         """
+        way = endpoint.way
+        if way is PLAIN:
+            return await self._connect(endpoint, client)
+        tls = way.tls
+        if tls is not None and tls.mode is TlsMode.ISTIO_MUTUAL and endpoint.tunnelled:
+            tls = None  # HBONE is that.
+        context = self._contexts.get(tls, alpn) if tls is not None else None
+        end = await self._connect(endpoint, client)
+        if way.proxy_protocol and way.client is not None:
+            end.write(proxy_header(way.proxy_protocol, way.client, way.target or way.client))
+        if tls is None or context is None:
+            return end
+        return await self._secure(end, tls, context, endpoint, alpn)
+
+    async def _secure(
+        self, end: CountedEnd, tls: ClientTls, context: ssl.SSLContext, endpoint: Address, alpn: str
+    ) -> TlsEnd:
+        name = endpoint.way.sni
+        secured = TlsEnd(end, context, name, f"{endpoint.label} (SNI {name or 'none'})")
+        timeout_s = endpoint.way.connect_timeout_s or self._connect_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                session = await secured.handshake()
+            if tls.subject_alt_names and not tls.insecure:
+                require_name(session.getpeercert(), tls.subject_alt_names, endpoint.label)
+            require_protocol(session.selected_alpn_protocol(), alpn, endpoint.label)
+        except TimeoutError as error:
+            why = f"TLS with {endpoint.label}: no handshake within {timeout_s:g} s"
+            raise DialError(Reason.TLS_FAILURE, why) from error
+        except DialError:
+            secured.abort(Reason.TLS_FAILURE)
+            raise
+        return secured
+
+    async def _connect(self, endpoint: Address, client: str) -> CountedEnd:
         address = endpoint.address if endpoint.address is not None else await self._resolve(endpoint)
         if endpoint.tunnelled:
             return await self._tunnel(endpoint, address, client)

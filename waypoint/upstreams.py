@@ -164,7 +164,8 @@ class Upstreams:
             name = _host_of(authority) or address.service
             way = replace(way, sni=name)
         if way.proxy_protocol and client is not None:
-            way = replace(way, client=str(client), target=str(target or client))
+            asked = target or client
+            way = replace(way, client=(client.address, client.port), target=(asked.address, asked.port))
         if way is address.way:
             return address
         return replace(address, way=way, key=f"{address.key} {way.sni} {way.client} {way.target}")

@@ -243,7 +243,7 @@ async def test_header_and_query_keys_stay_put_and_only_a_lost_share_moves(b: Bed
 async def test_a_failing_endpoint_is_left_out_and_taken_back(b: Bed) -> None:
     lines: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = lines.append  # type: ignore[method-assign]
+    handler.emit = lines.append  # type: ignore[method-assign, assignment]
     logger = logging.getLogger("waypoint.upstreams")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

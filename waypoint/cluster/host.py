@@ -11,6 +11,8 @@ from mesh.model.address import IPAddress, format_host_port
 from mesh.model.destination import ClientTls, Keepalive
 from mesh.model.workload import TunnelProtocol, Workload
 
+Socket = tuple[IPAddress, int]
+"""Address and port."""
 EWMA_DECAY_S = 10.0
 """Time constant of the latency's decay. Source: Linkerd's default."""
 
@@ -26,10 +28,10 @@ class Way:
     connect_timeout_s: float | None = None
     """None: the process's own."""
     keepalive: Keepalive | None = None
-    client: str = ""
-    """`address:port` of the client that the PROXY header names; connections are not shared with others."""
-    target: str = ""
-    """What it had addressed, in the same form."""
+    client: Socket | None = None
+    """Whom the PROXY header names; connections are not shared with other clients."""
+    target: Socket | None = None
+    """What the client had addressed."""
 
 
 PLAIN = Way()
