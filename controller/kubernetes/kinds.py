@@ -44,6 +44,7 @@ _CUSTOM = (
     ("split.smi-spec.io", ("v1alpha4", "v1alpha3", "v1alpha2", "v1alpha1"), "TrafficSplit", "trafficsplits"),
     ("specs.smi-spec.io", ("v1alpha4", "v1alpha3", "v1alpha2"), "HTTPRouteGroup", "httproutegroups"),
     ("linkerd.io", ("v1alpha2",), "ServiceProfile", "serviceprofiles"),
+    ("policy.linkerd.io", ("v1beta3", "v1beta2", "v1beta1", "v1alpha1"), "HTTPRoute", "httproutes"),
 )
 
 

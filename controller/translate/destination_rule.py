@@ -21,6 +21,7 @@ from controller.translate.hosts import (
     resolve_host,
     specificity,
 )
+from controller.translate.linkerd import accrual_policies
 from controller.translate.traffic_policy import Level, read_level
 from controller.translate.types import problem
 from controller.translate.world import ISTIO_NETWORKING, World
@@ -47,14 +48,14 @@ def translate_destination_rules(
 ) -> dict[str, DestinationPolicy]:
     """Return policies by resource name (`mesh.xds.destinations.destination_policy_name`).
 
-    Services that no rule is for have none. A waypoint takes the policy of its own
-    namespace (`namespace/hostname@waypoint namespace`) where there is one.
+    Services that no rule is for have none, or what Linkerd's annotations say. A waypoint
+    takes the policy of its own namespace (`namespace/hostname@waypoint namespace`) where
+    there is one.
     """
     objects = sorted(world.all(ISTIO_NETWORKING, "DestinationRule"), key=age)
     rules = [rule for rule in (_read(world, obj) for obj in objects) if rule is not None]
-    if not rules:
-        return {}
-    return _Selection(world, services, rules).policies()
+    found = _Selection(world, services, rules).policies() if rules else {}
+    return found | accrual_policies(world, services, found)
 
 
 def endpoint_labels(

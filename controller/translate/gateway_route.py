@@ -31,6 +31,7 @@ from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname
 
 _DURATION = re.compile(r"(?:(\d{1,5})h)?(?:(\d{1,5})m)?(?:(\d{1,5})s)?(?:(\d{1,5})ms)?")
+GATEWAY_API = "gateway.networking.k8s.io"
 _GROUPS = ("", "core")
 _ISTIO = "networking.istio.io"
 _NO_BACKEND = "BackendNotFound"
@@ -128,6 +129,13 @@ def collect_routes(
     return result
 
 
+def source_of(route: RawObject) -> str:
+    """Return `kind/namespace/name`, of a kind that is not Gateway API's with its group."""
+    group = route.key.group
+    kind = route.kind if group == GATEWAY_API else f"{route.kind}.{group}"
+    return f"{kind}/{route.namespace}/{route.name}"
+
+
 def _age(route: RawObject) -> tuple[str, str, str]:
     """Order by age, then namespace and name; a route without a time is the youngest."""
     return (str(route.metadata.get("creationTimestamp") or "~"), route.namespace, route.name)
@@ -136,7 +144,6 @@ def _age(route: RawObject) -> tuple[str, str, str]:
 class RouteReader:
     """Reads one route; a kind says how its matches, filters and other fields are read."""
 
-    kind: ClassVar[str]
     fields: ClassVar[frozenset[str]]
     """Of a rule, those that the kind knows."""
     broken_status: ClassVar[int] = 500
@@ -221,7 +228,7 @@ class RouteReader:
 
     def _parent(self, parent: Mapping[str, Any]) -> tuple[str, list[NamespacedHostname], str]:
         """Return a parent's namespace and services, or why there are none."""
-        group, kind = parent.get("group", "gateway.networking.k8s.io"), parent.get("kind")
+        group, kind = parent.get("group", GATEWAY_API), parent.get("kind")
         namespace, name = str(parent.get("namespace") or self._route.namespace), str(parent.get("name", ""))
         if kind == "Service" and group in _GROUPS:
             key = self._host(name, namespace)
@@ -244,7 +251,7 @@ class RouteReader:
         """Yield one rule per match, with the key that it is sorted by."""
         for index, rule in enumerate(as_list(self._route.spec.get("rules", [{}]))):
             path: Path = ("spec", "rules", index)
-            source = f"{self.kind}/{self._route.namespace}/{self._route.name}#{index}"
+            source = f"{source_of(self._route)}#{index}"
             if not isinstance(rule, Mapping):
                 self._find(path, "must be a mapping")
                 continue

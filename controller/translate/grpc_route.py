@@ -40,7 +40,6 @@ def translate_grpc_routes(
 
 
 class _GrpcRouteReader(RouteReader):
-    kind = "GRPCRoute"
     fields = frozenset({"name", "matches", "filters", "backendRefs"})
     broken_status = 503
     """UNAVAILABLE, to a gRPC client."""

@@ -57,7 +57,6 @@ def translate_http_routes(
 
 
 class _HttpRouteReader(RouteReader):
-    kind = "HTTPRoute"
     fields = frozenset({"name", "matches", "filters", "backendRefs", "timeouts", "retry"})
 
     def read_match(self, raw: Mapping[str, Any], path: Path) -> RequestMatch:

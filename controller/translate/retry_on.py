@@ -19,7 +19,7 @@ _STATUSES = {
     "gateway-error": (502, 503, 504),
     "retriable-4xx": (409,),
 }
-_GRPC = {
+GRPC_CONDITIONS = {
     "cancelled": 1,
     "deadline-exceeded": 4,
     "resource-exhausted": 8,
@@ -43,8 +43,8 @@ def parse_retry_on(text: str, retry: Retry) -> tuple[Retry, list[str]]:
     for name in _names(text):
         if name.isascii() and name.isdigit() and 100 <= int(name) <= 599:
             statuses.add(int(name))
-        elif name in _GRPC:
-            grpc.add(_GRPC[name])
+        elif name in GRPC_CONDITIONS:
+            grpc.add(GRPC_CONDITIONS[name])
         elif name in _WITHOUT_EFFECT:
             if _WITHOUT_EFFECT[name]:
                 problems.append(f"{name} {_WITHOUT_EFFECT[name]}")

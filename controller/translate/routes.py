@@ -6,7 +6,8 @@ before those for all. Then, port by port, the first dialect that says anything h
 and nothing of the others is merged into it:
 
 1. Linkerd ServiceProfile and SMI TrafficSplit (Linkerd: a profile replaces route policies)
-2. GRPCRoute, 3. HTTPRoute (Gateway API: the more specific kind; the loser is Conflicted)
+2. GRPCRoute, 3. HTTPRoute, Gateway API's and Linkerd's own (the more specific kind; the loser
+   is Conflicted)
 4. VirtualService (Istio leaves the mixture undefined)
 
 Whoever loses is told so, on the object.
@@ -17,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from controller.translate.gateway_route import Finding, GatewayRoutes, Parent
+from controller.translate.gateway_route import Finding, GatewayRoutes, Parent, source_of
 from controller.translate.grpc_route import translate_grpc_routes
 from controller.translate.http_route import translate_http_routes
+from controller.translate.linkerd import with_annotations
 from controller.translate.service_profile import translate_profiles
 from controller.translate.types import Severity, problem
 from controller.translate.virtual_service import translate_virtual_services
@@ -30,16 +32,17 @@ from mesh.model.route import RouteTable
 from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname
 
-GROUPS = {
-    "ServiceProfile": "linkerd.io",
-    "TrafficSplit": "split.smi-spec.io",
-    "GRPCRoute": GATEWAY_API,
-    "HTTPRoute": GATEWAY_API,
-    "VirtualService": ISTIO_NETWORKING,
+POLICY = "policy.linkerd.io"
+KINDS = {
+    "ServiceProfile": ("linkerd.io", "ServiceProfile"),
+    "TrafficSplit": ("split.smi-spec.io", "TrafficSplit"),
+    "GRPCRoute": (GATEWAY_API, "GRPCRoute"),
+    "HTTPRoute": (GATEWAY_API, "HTTPRoute"),
+    f"HTTPRoute.{POLICY}": (POLICY, "HTTPRoute"),
+    "VirtualService": (ISTIO_NETWORKING, "VirtualService"),
 }
-READ = frozenset(
-    {*((group, kind) for kind, group in GROUPS.items()), ("specs.smi-spec.io", "HTTPRouteGroup")}
-)
+"""Group and kind of the sources that rules name."""
+READ = frozenset({*KINDS.values(), ("specs.smi-spec.io", "HTTPRouteGroup")})
 """Groups and kinds that are translated here."""
 _Place = tuple[NamespacedHostname, str]
 
@@ -72,7 +75,8 @@ def translate_routes(
     """Translate every object that routes requests; never raises for what they hold."""
     domain = world.options.cluster_domain
     grpc = translate_grpc_routes(world.all(GATEWAY_API, "GRPCRoute"), services, domain)
-    http = translate_http_routes(world.all(GATEWAY_API, "HTTPRoute"), services, domain)
+    written = [*world.all(GATEWAY_API, "HTTPRoute"), *world.all(POLICY, "HTTPRoute")]
+    http = translate_http_routes(written, services, domain)
     layers = [
         translate_profiles(world, services),
         grpc.tables,
@@ -81,6 +85,8 @@ def translate_routes(
     ]
     tables, losses = combine(layers)
     _report(world, losses)
+    annotated = {source_of(parent.route): parent.route for parent in (*grpc.parents, *http.parents)}
+    tables = with_annotations(world, services, tables, annotated)
     parents = _parents(world, services, [grpc, http], losses)
     findings = (*grpc.findings, *http.findings)
     for finding in findings:
@@ -144,7 +150,7 @@ def _sources(table: RouteTable) -> list[str]:
 
 def _object(world: World, source: str) -> RawObject | None:
     kind, namespace, name = source.split("/", 2)
-    return world.get(GROUPS[kind], kind, namespace, name)
+    return world.get(*KINDS[kind], namespace, name)
 
 
 def _report(world: World, losses: Iterable[_Loss]) -> None:
@@ -178,7 +184,7 @@ def _parents(
     for routes in gathered:
         for written in routes.parents:
             parent = written
-            source = f"{parent.route.kind}/{parent.route.namespace}/{parent.route.name}"
+            source = source_of(parent.route)
             own = [
                 loss
                 for key in parent.services

@@ -166,7 +166,8 @@ class OutlierDetection:
     """Used only when they are counted by themselves."""
     interval_s: float = 10.0
     base_ejection_s: float = 30.0
-    """Times the number of ejections in a row."""
+    """Times the number of ejections in a row, up to `max_ejection_s`."""
+    max_ejection_s: float = 300.0
     max_ejection_percent: int = 10
     """Of the endpoints; one may be ejected in any case."""
     min_health_percent: int = 0

@@ -223,7 +223,7 @@ class ConnectionPool(_message.Message):
     def __init__(self, max_connections: _Optional[int] = ..., connect_timeout_ms: _Optional[int] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., tcp_idle_timeout_ms: _Optional[int] = ..., max_connection_age_ms: _Optional[int] = ..., max_pending_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_requests_per_connection: _Optional[int] = ..., max_retries: _Optional[int] = ..., idle_timeout_ms: _Optional[int] = ..., http_upgrade: _Optional[_Union[ConnectionPool.HttpUpgrade, str]] = ..., use_client_protocol: _Optional[bool] = ..., max_concurrent_streams: _Optional[int] = ..., ping_interval_ms: _Optional[int] = ..., ping_timeout_ms: _Optional[int] = ...) -> None: ...
 
 class OutlierDetection(_message.Message):
-    __slots__ = ("consecutive_5xx", "consecutive_gateway_errors", "split_local_errors", "consecutive_local_failures", "interval_ms", "base_ejection_ms", "max_ejection_percent", "min_health_percent")
+    __slots__ = ("consecutive_5xx", "consecutive_gateway_errors", "split_local_errors", "consecutive_local_failures", "interval_ms", "base_ejection_ms", "max_ejection_percent", "min_health_percent", "max_ejection_ms")
     CONSECUTIVE_5XX_FIELD_NUMBER: _ClassVar[int]
     CONSECUTIVE_GATEWAY_ERRORS_FIELD_NUMBER: _ClassVar[int]
     SPLIT_LOCAL_ERRORS_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +232,7 @@ class OutlierDetection(_message.Message):
     BASE_EJECTION_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_EJECTION_PERCENT_FIELD_NUMBER: _ClassVar[int]
     MIN_HEALTH_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    MAX_EJECTION_MS_FIELD_NUMBER: _ClassVar[int]
     consecutive_5xx: int
     consecutive_gateway_errors: int
     split_local_errors: bool
@@ -240,7 +241,8 @@ class OutlierDetection(_message.Message):
     base_ejection_ms: int
     max_ejection_percent: int
     min_health_percent: int
-    def __init__(self, consecutive_5xx: _Optional[int] = ..., consecutive_gateway_errors: _Optional[int] = ..., split_local_errors: _Optional[bool] = ..., consecutive_local_failures: _Optional[int] = ..., interval_ms: _Optional[int] = ..., base_ejection_ms: _Optional[int] = ..., max_ejection_percent: _Optional[int] = ..., min_health_percent: _Optional[int] = ...) -> None: ...
+    max_ejection_ms: int
+    def __init__(self, consecutive_5xx: _Optional[int] = ..., consecutive_gateway_errors: _Optional[int] = ..., split_local_errors: _Optional[bool] = ..., consecutive_local_failures: _Optional[int] = ..., interval_ms: _Optional[int] = ..., base_ejection_ms: _Optional[int] = ..., max_ejection_percent: _Optional[int] = ..., min_health_percent: _Optional[int] = ..., max_ejection_ms: _Optional[int] = ...) -> None: ...
 
 class ClientTls(_message.Message):
     __slots__ = ("mode", "sni", "subject_alt_names", "credential", "ca_file", "certificate_file", "key_file", "insecure", "problem")

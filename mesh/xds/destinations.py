@@ -167,6 +167,7 @@ def _encode_policy(policy: TrafficPolicy) -> pb.TrafficPolicy:
                 consecutive_local_failures=out.consecutive_local_failures,
                 interval_ms=round(out.interval_s * 1000),
                 base_ejection_ms=round(out.base_ejection_s * 1000),
+                max_ejection_ms=round(out.max_ejection_s * 1000),
                 max_ejection_percent=out.max_ejection_percent,
                 min_health_percent=out.min_health_percent,
             )
@@ -201,6 +202,7 @@ def _decode_policy(message: pb.TrafficPolicy) -> TrafficPolicy:
             consecutive_local_failures=out.consecutive_local_failures,
             interval_s=out.interval_ms / 1000,
             base_ejection_s=out.base_ejection_ms / 1000,
+            max_ejection_s=out.max_ejection_ms / 1000,
             max_ejection_percent=out.max_ejection_percent,
             min_health_percent=out.min_health_percent,
         )

@@ -97,6 +97,7 @@ OUTLIERS = st.builds(
     consecutive_local_failures=PERCENT,
     interval_s=SECONDS,
     base_ejection_s=SECONDS,
+    max_ejection_s=SECONDS,
     max_ejection_percent=PERCENT,
     min_health_percent=PERCENT,
 )
