@@ -8,7 +8,7 @@ tunnel's header can never show in another's length. Source: RFC 7541.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mesh.hbone.huffman import HuffmanError
 from mesh.hbone.huffman import decode as decode_huffman
@@ -96,7 +96,7 @@ class HpackFloodError(HpackError):
 class HpackDecoder:
     """Decodes the header blocks of one direction of one connection, in order."""
 
-    __slots__ = ("_entries", "_max_table", "_size", "_table_limit", "version")
+    __slots__ = ("_entries", "_max_table", "_size", "_table_limit", "added", "depends", "version")
 
     def __init__(self, max_table_bytes: int) -> None:
         self._max_table = max_table_bytes
@@ -105,6 +105,10 @@ class HpackDecoder:
         self._size = 0
         self.version = 0
         """Changes with the dynamic table: while it stays, a block decodes to what it did before."""
+        self.added: list[Header] = []
+        """What the last block put into the dynamic table."""
+        self.depends = False
+        """Whether the last block took anything from the dynamic table or changed its size."""
 
     @property
     def table_bytes(self) -> int:
@@ -126,6 +130,8 @@ class HpackDecoder:
             HpackFloodError: more than twice `max_list_bytes`.
         """
         headers: list[Header] = []
+        self.added = []
+        self.depends = False
         total, at, end = 0, 0, len(block)
         while at < end:
             first = block[at]
@@ -165,6 +171,7 @@ class HpackDecoder:
             raise HpackError("index 0")
         if index <= _STATIC_COUNT:
             return _STATIC[index - 1]
+        self.depends = True
         try:
             return self._entries[index - _STATIC_COUNT - 1]
         except IndexError:
@@ -173,12 +180,27 @@ class HpackDecoder:
     def _add(self, header: Header) -> None:
         size = len(header[0]) + len(header[1]) + ENTRY_OVERHEAD
         self._entries.appendleft(header)
+        self.added.append(header)
+        self._size += size
+        self.version += 1
+        if self._size > self._table_limit:
+            self._evict()
+
+    def repeat(self, added: Sequence[Header], size: int) -> None:
+        """Do to the dynamic table what a block did that is known not to depend on it.
+
+        Args:
+            added: what it put there, in order.
+            size: `list_bytes` of that.
+        """
+        self._entries.extendleft(added)
         self._size += size
         self.version += 1
         if self._size > self._table_limit:
             self._evict()
 
     def _resize(self, size: int) -> None:
+        self.depends = True
         if size > self._max_table:
             raise HpackError(f"table size {size} exceeds the announced {self._max_table}")
         self._table_limit = size

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mesh.hbone.frames import ErrorCode, StreamFailedError
-from mesh.hbone.hpack import Header, HpackDecoder, encode
+from mesh.hbone.hpack import Header, HpackDecoder, encode, list_bytes
 from waypoint.http.h2_limits import Http2Limits
 from waypoint.http.message import BadMessageError, Framing, Headers, RequestHead, ResponseHead
 
@@ -54,7 +54,7 @@ _encoded: dict[tuple[str, str], bytes] = {}
 class FieldReader:
     """Decodes the header blocks that one peer sends, in order."""
 
-    __slots__ = ("_hpack", "_limits", "_requests", "_responses", "_trailers", "_version")
+    __slots__ = ("_filling", "_hpack", "_limits", "_requests", "_responses", "_trailers", "_version")
 
     def __init__(self, limits: Http2Limits) -> None:
         self._limits = limits
@@ -63,6 +63,8 @@ class FieldReader:
         self._requests: dict[bytes, _Request] = {}
         self._responses: dict[bytes, _Response] = {}
         self._trailers: dict[bytes, Headers] = {}
+        self._filling: dict[bytes, tuple[_Response, list[Header], int]] = {}
+        """Blocks that do not depend on the table and add to it: result, additions, their size."""
 
     def request(self, block: bytes, *, end: bool) -> RequestHead:
         """Decode a request's head; `end`: no body follows.
@@ -93,9 +95,7 @@ class FieldReader:
 
     def response(self, block: bytes, method: str, *, end: bool) -> ResponseHead:
         """Decode the head of a response to a request by `method`. Raises as `request`."""
-        status, headers, length = self._responses.get(block) or self._read(
-            block, self._responses, _parse_response
-        )
+        status, headers, length = self._responses.get(block) or self._read_response(block)
         if status < 200:
             if end:
                 raise _malformed(f"interim response {status} that ends the stream")
@@ -129,12 +129,15 @@ class FieldReader:
         hpack = self._hpack
         headers = hpack.decode(block, self._limits.max_header_list_bytes)
         if hpack.version != self._version:
-            # The same bytes may mean something else from now on.
-            self._version = hpack.version
-            self._requests.clear()
-            self._responses.clear()
-            self._trailers.clear()
+            self._table_changed()
         return headers
+
+    def _table_changed(self) -> None:
+        """Forget what blocks meant: the same bytes may mean something else from now on."""
+        self._version = self._hpack.version
+        self._requests.clear()
+        self._responses.clear()
+        self._trailers.clear()
 
     def _read(self, block: bytes, cache: dict[bytes, T], parse: Callable[[list[Header]], T]) -> T:
         before = self._version
@@ -147,6 +150,22 @@ class FieldReader:
         parsed = parse(headers)
         if self._version == before and len(block) <= _CACHED_BYTES and len(cache) < _CACHED_BLOCKS:
             cache[block] = parsed
+        return parsed
+
+    def _read_response(self, block: bytes) -> _Response:
+        """Read a block that is not remembered, or one that fills the table anew each time, as nginx's do."""
+        known = self._filling.get(block)
+        if known is not None:
+            parsed, added, size = known
+            self._hpack.repeat(added, size)
+            self._table_changed()
+            return parsed
+        parsed = self._read(block, self._responses, _parse_response)
+        hpack = self._hpack
+        if hpack.added and not hpack.depends and len(block) <= _CACHED_BYTES:
+            if len(self._filling) >= _CACHED_BLOCKS:
+                self._filling.clear()
+            self._filling[block] = parsed, hpack.added, list_bytes(hpack.added)
         return parsed
 
     def _parse_request(self, headers: list[Header]) -> _Request:

@@ -68,6 +68,36 @@ def test_a_block_means_the_same_while_the_version_stays(
         assert decoder.decode(block, 1 << 20) == headers
 
 
+@settings(deadline=None)
+@given(st.lists(lists, max_size=4), lists, st.sampled_from([0, 60, 200, 4096]))
+def test_a_block_that_depends_on_nothing_can_be_repeated(
+    before: list[list[tuple[bytes, bytes]]], headers: list[tuple[bytes, bytes]], table: int
+) -> None:
+    # Literals with indexing, as nginx sends all of its fields.
+    block = b"".join(
+        b"\x40" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in headers
+    )
+    decoded, repeated = HpackDecoder(table), HpackDecoder(table)
+    for earlier in before:
+        for decoder in (decoded, repeated):
+            decoder.decode(encode(earlier) + b"".join(b"\x40\x01x\x01" + n[:1] for n, _ in earlier), 1 << 20)
+    assert decoded.decode(block, 1 << 20) == headers
+    assert (decoded.added, decoded.depends) == (headers, False)
+    repeated.repeat(decoded.added, list_bytes(decoded.added))
+    assert repeated._entries == decoded._entries
+    assert repeated.table_bytes == decoded.table_bytes <= table
+
+
+def test_a_block_that_depends_on_the_table_is_known() -> None:
+    decoder = HpackDecoder(4096)
+    decoder.decode(b"\x40\x01a\x011", 4096)
+    for block in (b"\xbe", b"\x7e\x012", b"\x0f\x2f\x012", b"\x3f\xe1\x1f"):
+        decoder.decode(block, 4096)
+        assert decoder.depends
+    decoder.decode(b"\x82", 4096)
+    assert not decoder.depends
+
+
 def test_resized_table_evicts_as_the_reference() -> None:
     encoder, decoder = reference.Encoder(), HpackDecoder(4096)
     for size in (4096, 100, 0, 4096):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.hbone.frames import StreamFailedError
-from mesh.hbone.hpack import Header, HpackError, encode
+from mesh.hbone.hpack import Header, HpackDecoder, HpackError, encode
 from tests.support.http2 import GET, OK, POST, request, response
 from waypoint.http import h2_fields
 from waypoint.http.h2_fields import FieldReader, encode_fields, encode_request, encode_response
@@ -213,6 +213,33 @@ def test_a_long_lived_reader_reads_what_a_new_one_does(blocks: list[list[Header]
     for fields in blocks:
         expected = reader().request(encode(fields), end=True)
         assert made.request(encoder.encode(fields), end=True) == expected
+
+
+statuses = st.sampled_from([b"200", b"404"])
+answers = st.tuples(statuses, st.lists(st.tuples(names, values), max_size=4), st.booleans())
+
+
+@settings(deadline=None)
+@given(st.lists(answers, min_size=1, max_size=20), st.sampled_from([0, 90, 4096]))
+def test_responses_of_any_encoder_are_read_alike(
+    blocks: list[tuple[bytes, list[Header], bool]], table: int
+) -> None:
+    encoder, made, plain = reference.Encoder(), reader(), HpackDecoder(4096)
+    encoder.header_table_size = table
+    for status, fields, like_nginx in blocks:
+        listed = [(b":status", status), *fields]
+        if like_nginx:
+            parts = [b"\x40%c%b%c%b" % (len(n), n, len(v), v) for n, v in listed]
+            block = b"".join(parts)
+            # The reference's own table has to follow.
+            for field in listed:
+                encoder.header_table.add(*field)
+        else:
+            block = encoder.encode(listed)
+        assert plain.decode(block, 65536) == listed
+        head = made.response(block, "GET", end=False)
+        assert (head.status, head.headers) == (int(status), [(n.decode(), v.decode()) for n, v in fields])
+        assert made._hpack._entries == plain._entries
 
 
 def test_a_head_is_its_receivers_to_change() -> None:
