@@ -224,6 +224,12 @@ def _finish(directory: int, spec: dict[str, Any], code: int) -> None:
         _write(directory, spec["exit_file"], str(code))
 
 
+def _pass_on(child: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        # It may have ended, and been collected, as the signal arrived.
+        os.kill(child, number)
+
+
 def enter(spec: dict[str, Any]) -> int:
     """Run a program inside a running container and return its exit code."""
     with open(spec["pid_file"]) as file:
@@ -239,7 +245,7 @@ def enter(spec: dict[str, Any]) -> int:
         _exec(spec)
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # A terminal sends these to the program as well.
-    signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+    signal.signal(signal.SIGTERM, lambda number, _: _pass_on(child, number))
     _, status = os.waitpid(child, 0)
     return _code(status)
 

@@ -62,7 +62,17 @@ def adapted(pod: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
         argv[0] = sys.executable
     env = {**spec["env"], "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     user = {"uid": None, "gid": None, "groups": [], "capabilities": sorted(DEFAULT_CAPABILITIES)}
-    return {**spec, **user, "argv": argv, "env": env}
+    return {**spec, **user, "argv": argv, "env": env, "mounts": [*spec["mounts"], *_program()]}
+
+
+def _program() -> list[dict[str, Any]]:
+    """Return mounts of the sources and the interpreter where a container's own /tmp or /run hides them."""
+    needed = dict.fromkeys((REPOSITORY, Path(sys.prefix)))
+    return [
+        {"source": str(path), "target": str(path), "file": False, "read_only": True}
+        for path in needed
+        if path.is_relative_to("/tmp") or path.is_relative_to("/run")  # noqa: S108 - each container's own
+    ]
 
 
 def is_token(volume: Mapping[str, Any]) -> bool:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
 
 from mesh.hbone.authority import parse_authority
 from mesh.hbone.driver import HboneConnection, Role, ServerTunnel
@@ -20,7 +19,6 @@ from mesh.hbone.metadata import parse_baggage, workload_from_baggage
 from mesh.identity.contexts import TlsContexts
 from mesh.identity.spiffe import IdentityError, SpiffeId
 from mesh.identity.verify import require_trust_domain
-from mesh.model.workload import Workload
 from mesh.net.sockets import DialError, Peer, reset
 from mesh.runtime.clock import Clock
 from mesh.runtime.notify import Signal
@@ -54,7 +52,6 @@ class Inbound:
         proxy: Proxy,
         tls: TlsContexts,
         *,
-        own: Callable[[], Workload | None],
         limits: Limits,
         clock: Clock,
         tasks: TaskOwner,
@@ -62,7 +59,6 @@ class Inbound:
         self.config = config
         self.proxy = proxy
         self.tls = tls
-        self.own = own
         self.limits = limits
         self.clock = clock
         self.tasks = tasks
@@ -131,13 +127,7 @@ class Inbound:
         Raises:
             RefusedError: it is nothing that this waypoint serves.
         """
-        tables, own = self.proxy.tables, self.own()
-        if own is None:
-            raise RefusedError(
-                503,
-                Reason.UNKNOWN_DESTINATION,
-                f"the controller has not told {self.config.namespace}/{self.config.pod} of itself yet",
-            )
+        tables = self.proxy.tables
         parsed = parse_authority(authority)
         if parsed is None:
             raise RefusedError(400, Reason.BAD_AUTHORITY, f"authority {authority!r} is no host and port")
@@ -149,10 +139,10 @@ class Inbound:
         else:
             service = tables.store.find_service(host, client.namespace)
             peer = Peer(host, port)
-        if service is not None and tables.serves(own, service.waypoint):
+        if service is not None and tables.serves(service):
             return Destination(service=service, workload=None, peer=peer)
         workload = tables.store.find_workload(host) if not isinstance(host, str) else None
-        if workload is not None and tables.serves(own, workload.waypoint):
+        if workload is not None and tables.serves(workload):
             return Destination(service=None, workload=workload, peer=peer)
         named = (
             service.key if service is not None else workload.uid if workload is not None else "nothing known"

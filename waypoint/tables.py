@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mesh.authz.http import HttpPolicies
-from mesh.model.address import IPAddress
 from mesh.model.destination import DestinationPolicy
 from mesh.model.http_policy import HttpAuthorization
 from mesh.model.provider import Authoriser
@@ -258,18 +257,24 @@ class Tables:
             return service in policy.services
         return self.gateway in policy.waypoints or "*" in policy.waypoints
 
-    def serves(self, own: Workload, waypoint: GatewayAddress | None) -> bool:
-        """Whether a reference names the waypoint of which `own` is an instance."""
-        if waypoint is None:
-            return False
+    def serves(self, target: Service | Workload) -> bool:
+        """Whether a service or workload names this waypoint as its own, its canary included.
+
+        The Gateway decides, not this pod's place behind it: a pod that ends serves to the last.
+        """
+        if target.waypoint is not None and self._is_ours(target.waypoint):
+            return True
+        return isinstance(target, Service) and any(
+            self._is_ours(weighted.destination) for weighted in target.weighted_waypoints
+        )
+
+    def _is_ours(self, waypoint: GatewayAddress) -> bool:
         destination = waypoint.destination
         if isinstance(destination, NamespacedHostname):
-            return destination in own.services
-        address: IPAddress = destination.address
-        if address in own.addresses:
-            return True
-        service = self.store.find_service(address, self.namespace)
-        return service is not None and service.key in own.services
+            name = destination.hostname.partition(".")[0]
+            return f"{destination.namespace}/{name}" == self.gateway
+        service = self.store.find_service(destination.address, self.namespace)
+        return service is not None and f"{service.namespace}/{service.name}" == self.gateway
 
     def tables(self) -> list[RouteTable]:
         """List the routes in force, for the admin port."""

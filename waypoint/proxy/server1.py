@@ -86,6 +86,7 @@ class Http1Server:
         self._response_ended = False
         self._chunked = False
         self._keep_alive = True
+        self._winding_down = False
         self._raw = False
         self._draining = -1
         self._client_ended = False
@@ -101,12 +102,12 @@ class Http1Server:
         return self._exchange is None and self._reader.idle
 
     def wind_down(self) -> None:
-        """Close after the next response, which says so: an idle client is not cut off."""
-        self._keep_alive = False
+        """Close after the next response whose head can say so: no client is cut off unawares."""
+        self._winding_down = True
 
     def shut_down(self) -> None:
-        """Close after the running exchange, at once when there is none."""
-        self._keep_alive = False
+        """Close at once when no request runs, else as `wind_down` does."""
+        self._winding_down = True
         if self.idle:
             self._close()
 
@@ -245,6 +246,7 @@ class Http1Server:
             self._keep_alive = self._keep_alive and self._chunked
         if not self._request_ended and request.framing is not Framing.NONE:
             self._keep_alive = False
+        self._keep_alive = self._keep_alive and not self._winding_down
         phrase = head.reason or _phrase(head.status)
         self._peer.write(
             format_response(head.status, phrase, headers, chunked=self._chunked, close=not self._keep_alive)

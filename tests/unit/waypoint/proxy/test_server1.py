@@ -336,3 +336,29 @@ def test_shutting_down_finishes_the_running_request() -> None:
     idle = Bench()
     idle.connection.shut_down()
     assert idle.wire.ended
+
+
+def test_winding_down_never_closes_behind_a_head_that_promised_more() -> None:
+    """A client that was not told would lose the request that it sends next."""
+    bench = Bench()
+    bench.connection.write(GET)
+    events = bench.servers[0].events
+    head = ResponseHead(
+        status=200, reason="", headers=[("content-length", "2")], framing=Framing.LENGTH, length=2
+    )
+    events.on_response(head)
+    bench.connection.wind_down()
+    events.on_data(b"ok")
+    events.on_end([])
+    assert bench.wire.take() == OK
+    assert not bench.wire.ended
+    bench.connection.write(GET)
+    bench.servers[1].answer()
+    assert b"connection: close" in bench.wire.take()
+    assert bench.wire.ended
+
+
+def test_winding_down_leaves_an_idle_client_alone() -> None:
+    bench = Bench()
+    bench.connection.wind_down()
+    assert not bench.wire.ended
