@@ -30,8 +30,9 @@ from waypoint.cluster.pick import Picker, make_picker
 OTHER_HOST_DRAWS = 4
 """Further draws for a host that a request has not been to. Source: Istio's hostSelectionRetryMaxAttempts."""
 _WARMUP_STEPS = 50
-LOCAL_FAILURE_S = 1.0
-"""Latency that a failure counts as, so that an endpoint which fails fast does not look quick."""
+FAILURE_LATENCY_S = 5.0
+"""Latency that a failure counts as: one that fails fast must not look quick. Source: Linkerd."""
+_TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,11 +248,13 @@ class Cluster:
 
     def rated(self, host: Host, status: int, now_s: float) -> None:
         """Take the status of an answer (gRPC's as its HTTP counterpart)."""
+        if status >= 500 or status == _TOO_MANY:
+            host.observe(FAILURE_LATENCY_S, now_s)
         self._eject(host, self.outliers.answered(host, status), now_s)
 
     def failed(self, host: Host, latency_s: float, now_s: float) -> None:
         """Take a try that ended without an answer."""
-        host.observe(max(latency_s, LOCAL_FAILURE_S), now_s)
+        host.observe(max(latency_s, FAILURE_LATENCY_S), now_s)
         self._eject(host, self.outliers.failed(host), now_s)
 
     def _eject(self, host: Host, cause: Cause | None, now_s: float) -> None:

@@ -13,8 +13,6 @@ from collections.abc import Collection
 from mesh.model.destination import OutlierDetection
 from waypoint.cluster.host import Host
 
-MAX_EJECTION_S = 300.0
-"""Longest ejection, unless the configured base is longer. Source: Envoy's default."""
 _GATEWAY_ERRORS = (502, 503, 504)
 
 
@@ -89,7 +87,7 @@ class Outliers:
         # Each interval in service takes one ejection off the count.
         rested = (now_s - host.back_s) / policy.interval_s if host.ejections else 0.0
         host.ejections = max(0, host.ejections - math.floor(rested)) + 1
-        longest = max(MAX_EJECTION_S, policy.base_ejection_s)
+        longest = max(policy.max_ejection_s, policy.base_ejection_s)
         host.back_s = now_s + min(policy.base_ejection_s * host.ejections, longest)
         host.ejected = True
         self.ejected.add(host)

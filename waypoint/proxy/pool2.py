@@ -150,11 +150,13 @@ class Http2Pool:
         bounds, policy = self._connection_limits, circuit.policy
         if not circuit.source:
             return bounds
-        streams = (
-            bounds.max_streams if policy.max_concurrent_streams is None else policy.max_concurrent_streams
+        return replace(
+            bounds,
+            max_streams=min(bounds.max_streams, policy.max_concurrent_streams or bounds.max_streams),
+            idle_timeout_s=NEVER_S if policy.idle_timeout_s is None else policy.idle_timeout_s,
+            keepalive_interval_s=policy.ping_interval_s or bounds.keepalive_interval_s,
+            keepalive_timeout_s=policy.ping_timeout_s or bounds.keepalive_timeout_s,
         )
-        idle_s = NEVER_S if policy.idle_timeout_s is None else policy.idle_timeout_s
-        return replace(bounds, max_streams=min(bounds.max_streams, streams), idle_timeout_s=idle_s)
 
     def _serve(self, group: _Group) -> None:
         """Bind tries that wait to connections with room; dial for those that are left."""

@@ -125,6 +125,21 @@ def test_failures_to_connect_and_late_statuses_count() -> None:
     assert set(chosen(made)) == {f"10.0.0.{n}:8080" for n in (3, 4, 5)}
 
 
+def test_a_host_that_fails_fast_does_not_look_quick() -> None:
+    made = cluster(*MEMBERS, policy=TrafficPolicy(balancing=Balancing(balancer=Balancer.PEAK_EWMA)))
+    for host in made.hosts.values():
+        host.observe(0.02, NOW_S)
+    bad = host_of(made, 1)
+    bad.observe(0.001, NOW_S)
+    for status in (503, 429):
+        bad.latency_s = 0.0
+        made.rated(bad, status, NOW_S)
+        assert "10.0.0.1:8080" not in chosen(made)
+    bad.latency_s = 0.0
+    made.failed(bad, 0.001, NOW_S)
+    assert "10.0.0.1:8080" not in chosen(made)
+
+
 def test_near_hosts_fail_over_to_far_ones() -> None:
     own = Self(workload=workload("wp", "10.0.9.9", locality=Locality(region="eu", zone="a")))
     policy = TrafficPolicy(

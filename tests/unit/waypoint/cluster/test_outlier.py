@@ -76,7 +76,7 @@ def test_a_host_comes_back_by_time_and_stays_away_longer_each_time() -> None:
 
 
 def test_an_ejection_is_bounded() -> None:
-    outliers, each = Outliers(OutlierDetection(base_ejection_s=100)), host(1)
+    outliers, each = Outliers(OutlierDetection(base_ejection_s=100, max_ejection_s=300)), host(1)
     for _ in range(5):
         outliers.eject(each, [each], NOW_S)
         outliers.turn(math.inf)
