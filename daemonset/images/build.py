@@ -28,8 +28,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ambit" / "image"
 NAME = "ambit.local/ambit:dev"
 RELEASE = "bookworm"
-PACKAGES = ("python3", "python3-bpfcc", "linux-libc-dev", "ca-certificates")
+PACKAGES = ("python3", "libstdc++6", "ca-certificates", "python3-bpfcc", "linux-libc-dev")
 """bcc's own dependency is LLVM; linux-libc-dev has the kernel's published structs."""
+SLIM_PACKAGES = ("python3", "libstdc++6", "ca-certificates")
+"""Enough where the image carries the programs compiled."""
 UNUSED = ("doc", "man", "info", "locale", "lintian", "bash-completion", "pixmaps")
 """Below /usr/share: nothing reads these in a container."""
 PYTHON = (3, 11)
@@ -75,7 +77,7 @@ def run(*command: str, env: Mapping[str, str] | None = None) -> None:
         raise ImageError(f"{' '.join(command[:3])}... ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
-def system_tar(work: Path) -> Path:
+def system_tar(work: Path, packages: tuple[str, ...]) -> Path:
     """Debian's packages, without its package manager."""
     tar = work / "system.tar"
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNUSED]
@@ -84,7 +86,7 @@ def system_tar(work: Path) -> Path:
         "--quiet",
         "--mode=root",
         "--variant=essential",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         *excluded,
         # Licences stay where Debian puts them.
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
@@ -115,7 +117,7 @@ def packages_tar(work: Path) -> Path:
     return _packed(work, work / "packages.tar")
 
 
-def source_tar(work: Path) -> Path:
+def source_tar(work: Path, *, slim: bool) -> Path:
     """The source of every process, the command `ambit`, and the CNI plugin, which runs on the host."""
     home = work / HOME
     for package in SOURCES:
@@ -126,6 +128,19 @@ def source_tar(work: Path) -> Path:
         *("-trimpath", "-ldflags=-s -w", "-o", str(plugin), "."),
         env={"CGO_ENABLED": "0"},
     )
+    if slim:
+        # bcc compiles on this machine, as root, what the agent then loads as it is.
+        bytecode = home / "bpf" / "bytecode" / "ambit-little.json"
+        bytecode.parent.mkdir(exist_ok=True)
+        run(
+            "/usr/bin/python3",
+            "-m",
+            "bpf",
+            "build",
+            "--out",
+            str(bytecode),
+            env={"PYTHONPATH": str(REPOSITORY)},
+        )
     for licence in ("LICENSE", "LICENSES"):
         path = REPOSITORY / licence
         copy: Callable[..., object] = shutil.copytree if path.is_dir() else shutil.copy
@@ -175,8 +190,13 @@ def digest(*parts: str | bytes) -> str:
     return found.hexdigest()[:16]
 
 
-def build(name: str, out: Path) -> list[Layer]:
+def build(name: str, out: Path, *, slim: bool) -> list[Layer]:
     """Write the image; return its layers.
+
+    Args:
+        name: REPOSITORY:TAG.
+        out: the tar.
+        slim: carry the BPF programs compiled, without bcc and LLVM.
 
     Raises:
         ImageError: a layer cannot be made; says why.
@@ -186,10 +206,11 @@ def build(name: str, out: Path) -> list[Layer]:
             f"run this with Python {PYTHON[0]}.{PYTHON[1]}, as the image has: it compiles the modules"
         )
     lock = (REPOSITORY / "requirements.lock").read_bytes()
+    debian = SLIM_PACKAGES if slim else PACKAGES
     system = cached(
-        "system-" + digest(inspect.getsource(system_tar), *PACKAGES, *UNUSED),
-        f"Debian {RELEASE}: {', '.join(PACKAGES)}",
-        system_tar,
+        "system-" + digest(inspect.getsource(system_tar), *debian, *UNUSED),
+        f"Debian {RELEASE}: {', '.join(debian)}",
+        lambda work: system_tar(work, debian),
     )
     packages = cached(
         "packages-" + digest(inspect.getsource(packages_tar), inspect.getsource(_packed), lock),
@@ -199,7 +220,7 @@ def build(name: str, out: Path) -> list[Layer]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ambit-image-") as directory:
         work = Path(directory)
-        source = compress(source_tar(work), work / "source.tar.gz", "source of Ambit")
+        source = compress(source_tar(work, slim=slim), work / "source.tar.gz", "source of Ambit")
         layers = [system, packages, source]
         print(f"{name} {write_image(name, layers, SETTINGS, out)}")
     return layers
@@ -212,9 +233,10 @@ def main() -> int:
     )
     parser.add_argument("--name", default=NAME)
     parser.add_argument("--out", type=Path, default=CACHE / "ambit.tar")
+    parser.add_argument("--slim", action="store_true", help="BPF programs compiled here; no bcc, no LLVM")
     arguments = parser.parse_args()
     try:
-        layers = build(arguments.name, arguments.out)
+        layers = build(arguments.name, arguments.out, slim=arguments.slim)
     except (ImageError, OSError) as error:
         print(f"image: {error}", file=sys.stderr)
         return 1

@@ -11,9 +11,10 @@ cluster:
 cluster-down:
 	@$(CLUSTER) down
 
+# SLIM=1: with the BPF programs compiled on this machine (root), without bcc and LLVM.
 image:
 	@tools/bootstrap runtime
-	@$(PYTHON) -m daemonset.images.build
+	@$(PYTHON) -m daemonset.images.build $(if $(SLIM),--slim)
 
 # KEEP=1 leaves the cluster to look at.
 test-k8s: bootstrap image
