@@ -417,6 +417,66 @@ async def test_a_subset_has_the_endpoints_with_its_labels(b: Bed) -> None:
     assert await b.many(20) == {(200, str(one)): 20}
 
 
+# --- plain TCP: the servers answer a line that looks like a request to them
+
+
+async def line(b: Bed) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", b.wp.tcp_port)
+    writer.write(b"hello\r\n\r\n")
+    found = (await reader.readuntil(b"\r\n\r\n")) + await reader.read(5)
+    return reader, writer, found.decode()
+
+
+@bed(1)
+async def test_connections_that_are_no_http_are_bounded(b: Bed) -> None:
+    b.wp.policy(policy(pool=ConnectionPool(max_connections=1)))
+    _, writer, _ = await line(b)
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await line(b)
+    place = (WEB.hostname, "shop", "80", "", "maxConnections")
+    assert b.wp.series("ambit_circuit_overflows")[place] == 1
+    assert b.wp.series("ambit_circuit_open")[place] == 1
+    writer.close()
+    await eventually_async(lambda: b.wp.series("ambit_circuit_open")[place] == 0, "room for another")
+    _, writer, _ = await line(b)
+    writer.close()
+
+
+@bed(1)
+async def test_a_refusing_endpoint_is_left_out_for_tcp_as_well(b: Bed) -> None:
+    b.wp.policy(policy(outliers=OutlierDetection(consecutive_5xx=2, max_ejection_percent=50)))
+    b.wp.endpoints(b.servers[0].port, 1)
+    for _ in range(12):
+        _, writer, found = await line(b)
+        assert found.startswith("HTTP/1.1 200")
+        writer.close()
+    assert sum(b.wp.series("ambit_endpoint_ejections").values()) == 1
+
+
+@bed(1)
+async def test_an_idle_connection_is_ended_and_a_busy_one_is_not(b: Bed) -> None:
+    b.wp.policy(policy(pool=ConnectionPool(tcp_idle_timeout_s=0.3)))
+    reader, writer, _ = await line(b)
+    began_s = time.monotonic()
+    for _ in range(5):
+        await asyncio.sleep(0.15)
+        writer.write(b"again\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+    assert time.monotonic() - began_s > 0.6
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await asyncio.wait_for(reader.readexactly(100), 5)
+    writer.close()
+
+
+@bed(1)
+async def test_an_old_connection_is_ended(b: Bed) -> None:
+    b.wp.policy(policy(pool=ConnectionPool(max_connection_age_s=0.3)))
+    reader, writer, _ = await line(b)
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await asyncio.wait_for(reader.readexactly(100), 5)
+    writer.close()
+
+
 @bed(4)
 async def test_changes_of_policy_and_endpoints_cost_no_request(b: Bed) -> None:
     ports = [each.port for each in b.servers]

@@ -31,6 +31,7 @@ from waypoint.config import read_config
 from waypoint.proxy.server1 import Http1Server
 from waypoint.proxy.server2 import Http2Server
 from waypoint.requests import Requests
+from waypoint.stream import ClientStream
 from waypoint.telemetry import Client, Destination
 
 WEB = NamespacedHostname(namespace="shop", hostname="web.shop.svc.cluster.local")
@@ -47,6 +48,8 @@ class Waypoint:
     port: int = 0
     port2: int = 0
     """The same for clients that speak HTTP/2."""
+    tcp_port: int = 0
+    """The same for clients that speak something else."""
 
     # --- configuration, as the controller would send it
 
@@ -95,16 +98,18 @@ class Waypoint:
 
     # --- clients
 
+    def client(self, end: TcpEnd) -> Client:
+        """Name one client."""
+        assert end.transport is not None
+        peer = parse_sockaddr(end.transport.get_extra_info("peername"))
+        identity = "spiffe://cluster.local/ns/shop/sa/client"
+        return Client(identity=identity, namespace="shop", peer=peer, workload=None)
+
     def requests(self, end: TcpEnd) -> Requests:
         """Make what serves one client."""
-        peer = parse_sockaddr(end.transport.get_extra_info("peername"))
-        client = Client(
-            identity="spiffe://cluster.local/ns/shop/sa/client", namespace="shop", peer=peer, workload=None
-        )
         service = self.app.tables.service(WEB)
-        return Requests(
-            self.app.proxy, client, Destination(service=service, workload=None, peer=Peer(VIP, 80))
-        )
+        destination = Destination(service=service, workload=None, peer=Peer(VIP, 80))
+        return Requests(self.app.proxy, self.client(end), destination)
 
     def accepted(self, end: TcpEnd) -> None:
         """Serve a client of HTTP/1.1."""
@@ -124,11 +129,36 @@ class Waypoint:
         server.start(end, server)
         end.start(server, server)
 
+    def accepted_tcp(self, end: TcpEnd) -> None:
+        """Serve a client that speaks no HTTP."""
+        self.ends.append(end)
+        service = self.app.tables.service(WEB)
+        stream = ClientStream(
+            self.app.proxy,
+            end,  # type: ignore[arg-type]
+            self.client(end),
+            Destination(service=service, workload=None, peer=Peer(VIP, 80)),
+            tasks=self.app._tasks,
+            on_closed=lambda _: None,
+        )
+        stream.serve(AppProtocol.TCP)
+
     def series(self, name: str) -> dict[tuple[str, ...], float]:
         """Return the values of a metric by label set."""
         self.app.proxy.upstreams.tick()
         self.app._collect()
         return {labels: values[0] for metric, labels, values in self.app._totals if metric.name == name}
+
+
+class Tunnel(TcpEnd):
+    """A client's connection in place of its tunnel."""
+
+    def accept(self) -> None:
+        """Answer 200: a connection is accepted already."""
+
+    def refuse(self, status: int, reason: Reason) -> None:
+        """Answer with an error: there is a reset for that."""
+        self.abort(reason)
 
 
 def uid(port: int) -> str:
@@ -171,8 +201,9 @@ async def waypoint(declared: AppProtocol = AppProtocol.HTTP11) -> AsyncIterator[
     servers = [
         await loop.create_server(lambda: TcpEnd(made.accepted), "127.0.0.1", 0),
         await loop.create_server(lambda: TcpEnd(made.accepted2), "127.0.0.1", 0),
+        await loop.create_server(lambda: Tunnel(made.accepted_tcp), "127.0.0.1", 0),
     ]
-    made.port, made.port2 = (server.sockets[0].getsockname()[1] for server in servers)
+    made.port, made.port2, made.tcp_port = (server.sockets[0].getsockname()[1] for server in servers)
     try:
         yield made
     finally:
