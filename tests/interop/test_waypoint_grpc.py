@@ -38,6 +38,7 @@ class Shop:
                 "ClientStream": grpc.stream_unary_rpc_method_handler(self.client_stream),
                 "Both": grpc.stream_stream_rpc_method_handler(self.both),
                 "Fail": grpc.unary_unary_rpc_method_handler(self.fail),
+                "Moody": grpc.unary_unary_rpc_method_handler(self.moody),
                 "Wait": grpc.unary_unary_rpc_method_handler(self.wait),
             },
         )
@@ -61,6 +62,12 @@ class Shop:
 
     async def fail(self, request: bytes, context: Context) -> bytes:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no stock: 0 % left, für heute")
+
+    async def moody(self, request: bytes, context: Context) -> bytes:
+        self.seen.append(("moody", {}))
+        if len(self.seen) < 3:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return b"third time"
 
     async def wait(self, request: bytes, context: Context) -> bytes:
         self.started.set()
@@ -250,6 +257,16 @@ async def test_a_call_is_tried_again_where_the_policy_says_so() -> None:
             assert await w.unary("Unary")(b"again", timeout=10) == b"niaga"
         assert {record.tries for record in w.proxy.records} <= {1, 2}
         assert sum(record.tries for record in w.proxy.records) > 4
+
+
+async def test_an_unavailable_server_is_asked_again_where_the_policy_says_so() -> None:
+    def patient(head: RequestHead) -> Forward:
+        retry = Retry(attempts=3, grpc_statuses=(grpc.StatusCode.UNAVAILABLE.value[0],))
+        return Forward(head=head, service=SERVICE, port=80, source="", retry=retry)
+
+    async with world(patient) as w:
+        assert await w.unary("Moody")(b"please", timeout=10) == b"third time"
+        assert [record.tries for record in w.proxy.records] == [3]
 
 
 async def test_a_server_that_stops_orderly_loses_no_call() -> None:

@@ -299,7 +299,7 @@ class Http2Try(StreamSide):
             self._client = self._stream = None
             self._home.again(self)
         else:
-            self.fail(Failure.CONNECT, detail)
+            self.fail(Failure.REFUSED, detail)
 
     def on_drained(self) -> None:
         """Let the request's body go on."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from waypoint.http.grpc import failure_headers, is_grpc
 from waypoint.http.message import Framing, Headers, RequestHead, ResponseHead
 from waypoint.proxy.mirror import Connect, Copy
+from waypoint.proxy.retry import retries_failure, retries_response
 from waypoint.proxy.streams import CallLater, Downstream, Failure, Timer, Upstream
 from waypoint.routing.plan import Answer, Forward, Random, answer
 from waypoint.routing.rewrite import change_headers
@@ -21,6 +22,7 @@ from waypoint.routing.rewrite import change_headers
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _FAILURE_ANSWER = {
     Failure.CONNECT: (503, "UF"),
+    Failure.REFUSED: (503, "UR"),
     Failure.RESET: (503, "UC"),
     Failure.PROTOCOL: (502, "UPE"),
     Failure.OVERFLOW: (503, "UO"),
@@ -229,7 +231,8 @@ class Exchange:
             if current.blocked:
                 self._down.resume_request()
             self.record.endpoint = current.upstream.endpoint or self.record.endpoint
-            if current.upstream.endpoint:
+            elsewhere = isinstance(self._plan, Forward) and self._plan.retry.other_endpoint
+            if current.upstream.endpoint and elsewhere:
                 self._avoid |= {current.upstream.endpoint}
 
     def _may_retry(self) -> bool:
@@ -254,15 +257,16 @@ class Exchange:
             return
         if not isinstance(self._plan, Forward):
             raise TypeError("an answer has no upstream")
-        if head.status in self._plan.retry.status_codes and self._may_retry():
-            current = self._try
-            self._end_try()
-            if current is not None:
-                current.upstream.cancel()
-            self._retry()
-            return
-        if head.status in self._plan.retry.status_codes and self.record.tries > 1:
-            self.record.flag = "URX"
+        if retries_response(self._plan.retry, head):
+            if self._may_retry():
+                current = self._try
+                self._end_try()
+                if current is not None:
+                    current.upstream.cancel()
+                self._retry()
+                return
+            if self.record.tries > 1:
+                self.record.flag = "URX"
         if self._not_retried:
             self.record.flag = "UO"
             self.record.detail = f"not tried again: {self._not_retried}"
@@ -287,13 +291,10 @@ class Exchange:
         self._give_up(status, flag, detail)
 
     def _worth_retry(self, failure: Failure, *, lost_race: bool) -> bool:
-        if not isinstance(self._plan, Forward):
-            return False
-        if failure is Failure.CONNECT:
-            return self._plan.retry.on_connect_failure
-        if failure is Failure.RESET:
-            return self._plan.retry.on_reset or (lost_race and self.record.request.method in _IDEMPOTENT)
-        return False
+        lost_race = lost_race and self.record.request.method in _IDEMPOTENT
+        return isinstance(self._plan, Forward) and retries_failure(
+            self._plan.retry, failure, lost_race=lost_race
+        )
 
     # --- deadlines
 
@@ -331,7 +332,7 @@ class Exchange:
     def _give_up(self, status: int, flag: str, detail: str) -> None:
         if self._not_retried:
             flag, detail = f"{flag},UO", f"{detail}; not tried again: {self._not_retried}"
-        elif flag in ("UF", "UC") and self.record.tries > 1:
+        elif flag in ("UF", "UR", "UC") and self.record.tries > 1:
             flag = f"{flag},URX"
         source = self._plan.source if self._plan is not None else ""
         self._answer(answer(status, flag=flag, detail=detail, source=source))

@@ -16,6 +16,8 @@ class Failure(enum.Enum):
 
     CONNECT = "connect"
     """No connection could be made: nothing was sent."""
+    REFUSED = "refused"
+    """The server refused the stream (REFUSED_STREAM, GOAWAY): it surely did not act on it."""
     RESET = "reset"
     """The connection ended before the response was complete."""
     PROTOCOL = "protocol"

@@ -21,8 +21,8 @@ from waypoint.routing.rewrite import change_headers, redirect_location, rewrite_
 Random = Callable[[], float]
 """Draws from [0, 1)."""
 
-DEFAULT_RETRY = Retry(attempts=2, on_connect_failure=True)
-"""Where no route says otherwise: Istio's default, connection failures only."""
+DEFAULT_RETRY = Retry(attempts=2, on_connect_failure=True, on_refused=True)
+"""Where no route says otherwise: of Istio's default what cannot have reached the application."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -208,7 +208,7 @@ def test_a_response_before_the_end_of_its_request_ends_both() -> None:
 @pytest.mark.parametrize(
     ("code", "failure"),
     [
-        (ErrorCode.REFUSED_STREAM, Failure.CONNECT),
+        (ErrorCode.REFUSED_STREAM, Failure.REFUSED),
         (ErrorCode.CANCEL, Failure.RESET),
         (ErrorCode.INTERNAL_ERROR, Failure.RESET),
         (ErrorCode.HTTP_1_1_REQUIRED, Failure.PROTOCOL),
@@ -271,7 +271,7 @@ def test_a_try_is_not_moved_forever() -> None:
         made.bind(bench.client)
         bench.client.write(frames.goaway(0, ErrorCode.NO_ERROR))
         assert len(home.moved) == min(moves, 8)
-    assert log.said == [Failure.CONNECT]
+    assert log.said == [Failure.REFUSED]
 
 
 def test_a_body_too_long_to_be_kept_is_not_moved() -> None:
@@ -281,7 +281,7 @@ def test_a_body_too_long_to_be_kept_is_not_moved() -> None:
         made.send_data(bytes(size))
         bench.client.write(frames.goaway(0, ErrorCode.NO_ERROR))
         assert len(bench.home.moved) == moved
-        assert (Failure.CONNECT in log.said) is not bool(moved)
+        assert (Failure.REFUSED in log.said) is not bool(moved)
 
 
 def test_a_lost_connection_fails_every_try() -> None:

@@ -13,7 +13,7 @@ from mesh.model.workload import NamespacedHostname
 from waypoint.http.message import Framing, Headers, RequestHead, ResponseHead
 from waypoint.proxy.exchange import Exchange, ExchangeLimits, ExchangeRecord
 from waypoint.proxy.streams import Failure, UpstreamEvents
-from waypoint.routing.plan import Forward, answer
+from waypoint.routing.plan import DEFAULT_RETRY, Forward, answer
 
 SERVICE = NamespacedHostname(namespace="shop", hostname="product.shop.svc.cluster.local")
 
@@ -199,6 +199,32 @@ def test_a_refused_connection_is_tried_on_another_endpoint_with_the_body_again()
     bench.tries[1].events.on_response(response())
     bench.tries[1].events.on_end([])
     assert bench.records[0].tries == 2
+
+
+def test_a_grpc_status_among_the_headers_is_tried_again_and_the_same_endpoint_may_be() -> None:
+    retry = Retry(attempts=1, grpc_statuses=(14,), other_endpoint=False)
+    bench = Bench(plan(retry=retry))
+    bench.exchange.start()
+    bench.exchange.on_request_end([])
+    bench.tries[0].events.on_response(response(200, ("grpc-status", "14")))
+    assert bench.tries[0].cancelled
+    bench.fire()
+    assert bench.tries[1].avoid == frozenset()
+    bench.tries[1].events.on_response(response(200, ("grpc-status", "14")))
+    bench.tries[1].events.on_end([])
+    assert bench.client.said == [(200, {"grpc-status": "14"}), "end"]
+    assert (bench.records[0].tries, bench.records[0].flag) == (2, "URX")
+
+
+def test_a_refused_stream_is_tried_again_by_default() -> None:
+    bench = Bench(plan(retry=DEFAULT_RETRY))
+    bench.exchange.start()
+    for index in range(3):
+        bench.tries[index].events.on_failure(Failure.REFUSED, "GOAWAY")
+        if index < 2:
+            bench.fire()
+    assert bench.client.said[0][0] == 503  # type: ignore[index]
+    assert bench.records[0].flag == "UR,URX"
 
 
 def test_tries_end_with_the_policy_and_the_cause_is_told() -> None:
