@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a waypoint needs around it, as a process: `python -m bench.waypoint_control DIR HBONE_PORT APP_PORT`.
+"""What a waypoint needs around it, as a process: `python -m bench.waypoint_control DIR APP_ADDRESS APP_PORT`.
 
 Serves configuration and certificates over real gRPC, writes the identities of the client's
 and the application's ends below DIR, then prints the two ports.
@@ -24,8 +24,6 @@ from mesh.xds.resource import ADDRESS_TYPE
 from mesh.xds.routes import ROUTE_TABLE_TYPE, encode_route_table, route_table_name
 
 VIP = "10.0.0.1"
-APP_ADDRESS = "127.0.0.3"
-"""Its own address: the waypoint dials HBONE at port 15008 of it, which is fixed."""
 POD = {"POD_NAME": "waypoint", "POD_NAMESPACE": "shop", "SERVICE_ACCOUNT": "waypoint", "NODE_NAME": "n1"}
 
 
@@ -50,7 +48,7 @@ def table() -> RouteTable:
     )
 
 
-async def serve(directory: Path, app_port: int) -> None:
+async def serve(directory: Path, app_address: str, app_port: int) -> None:
     """Serve until terminated."""
     ca = FakeCa()
     for name in ("client", "app", "waypoint"):
@@ -65,7 +63,7 @@ async def serve(directory: Path, app_port: int) -> None:
     objects = (
         workload("waypoint", "127.0.0.4", services={"waypoint": {15008: 15008}}),
         service("waypoint", "10.0.0.2", ports={15008: 15008}),
-        workload("app", APP_ADDRESS, services={"app": {80: app_port}}),
+        workload("app", app_address, services={"app": {80: app_port}}),
         replace(service("app", VIP, ports={80: app_port}), waypoint=gateway),
     )
     xds.put(ADDRESS_TYPE, {resource_name(value): encode_address(value) for value in objects})
@@ -80,4 +78,4 @@ async def serve(directory: Path, app_port: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(serve(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

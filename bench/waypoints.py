@@ -13,15 +13,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
-from bench.subjects import Subject, SubjectError, free_port, printed_port, process
-from bench.waypoint_control import APP_ADDRESS, POD
+from bench.subjects import Starter, Subject, SubjectError, direct, free_port, printed_port, process
+from bench.waypoint_control import POD
 from tests.support.envoy import connect_client, connect_terminator, envoy
 from tests.support.pki import Leaf
 
@@ -37,25 +37,39 @@ class _Around:
     directory: Path
     xds_port: int
     ca_port: int
+    app_address: str
+    """Of each waypoint its own: HBONE is dialled at port 15008, which is fixed."""
     app_port: int
 
 
 @contextlib.contextmanager
-def _around(app: int, directory: Path) -> Iterator[_Around]:
-    command = [sys.executable, "-m", "bench.waypoint_control", str(directory), str(app)]
+def _around(app: int, directory: Path, address: str) -> Iterator[_Around]:
+    command = [sys.executable, "-m", "bench.waypoint_control", str(directory), address, str(app)]
     with process("the control plane", command, piped=True) as control:
         assert control.stdout is not None
         ports = control.stdout.readline().split()
         if len(ports) != 2:
             raise SubjectError(f"the control plane of the waypoint ended (code {control.poll()})")
-        yield _Around(directory=directory, xds_port=int(ports[0]), ca_port=int(ports[1]), app_port=app)
+        yield _Around(
+            directory=directory,
+            xds_port=int(ports[0]),
+            ca_port=int(ports[1]),
+            app_address=address,
+            app_port=app,
+        )
 
 
 @contextlib.contextmanager
 def _ends(around: _Around, hbone_port: int) -> Iterator[int]:
     """Run the client's and the application's end; yield the port to load."""
     node = [sys.executable, "-m", "bench.hbone_node"]
-    inner = [*node, "in", str(around.directory / "app"), str(around.app_port), f"{APP_ADDRESS}:{HBONE_PORT}"]
+    inner = [
+        *node,
+        "in",
+        str(around.directory / "app"),
+        str(around.app_port),
+        f"{around.app_address}:{HBONE_PORT}",
+    ]
     outer = [*node, "out", str(around.directory / "client"), str(hbone_port)]
     with process("the application's end", inner, piped=True) as first:
         printed_port(first)
@@ -66,7 +80,7 @@ def _ends(around: _Around, hbone_port: int) -> Iterator[int]:
 @contextlib.contextmanager
 def ours(app: int, directory: Path) -> Iterator[Subject]:
     """`python -m waypoint` as it is deployed."""
-    with _around(app, directory) as around:
+    with _around(app, directory, "127.0.0.3") as around:
         hbone, metrics, ready = free_port(), free_port(), free_port()
         roots = str(directory / "roots.pem")
         environment = {
@@ -93,19 +107,19 @@ def ours(app: int, directory: Path) -> Iterator[Subject]:
 @contextlib.contextmanager
 def envoys(app: int, directory: Path) -> Iterator[Subject]:
     """Envoy, configured as Istio configures it: three listeners chained inside one process."""
-    with _around(app, directory) as around:
+    with _around(app, directory, "127.0.0.5") as around:
         leaf = _leaf(directory / "waypoint")
         terminate, _ = connect_terminator(leaf, directory, port=0)
         _, hbone = connect_client(leaf, directory, authority="", port=HBONE_PORT)
         hbone["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"][
             "address"
-        ] = APP_ADDRESS
+        ] = around.app_address
         clusters = [_internal_cluster("app", "main"), _internal_cluster("endpoint", "originate"), hbone]
         originate = {
             "@type": f"{_FILTERS}.network.tcp_proxy.v3.TcpProxy",
             "stat_prefix": "originate",
             "cluster": "hbone",
-            "tunneling_config": {"hostname": f"{APP_ADDRESS}:{around.app_port}"},
+            "tunneling_config": {"hostname": f"{around.app_address}:{around.app_port}"},
         }
         listeners = [
             terminate,
@@ -181,3 +195,6 @@ def _wait_ready(url: str, running: subprocess.Popen[str]) -> None:
                 return
         time.sleep(0.05)
     raise SubjectError(f"our waypoint is not ready after {READY_S:g} s (code {running.poll()})")
+
+
+WAYPOINTS: Mapping[str, Starter] = {"direct": direct, "ambit-waypoint": ours, "envoy-waypoint": envoys}
