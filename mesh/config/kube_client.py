@@ -9,6 +9,7 @@ half a second and 25 MB to import, so only what opens a cluster imports this mod
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -26,6 +27,7 @@ from mesh.config.kube_api import CALL_TIMEOUT_S, AnswerError, ConfigError, Unrea
 from mesh.runtime.version import VERSION
 
 CONNECT_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 1.0
 IDLE_TIMEOUT_S = 150.0
 """A watch that says nothing for so long is dead: the server sends a bookmark about every minute."""
 MAX_EVENT_BYTES = 32 * 1024 * 1024
@@ -92,6 +94,10 @@ class KubeClient:
 
     async def close(self) -> None:
         """Close every connection."""
+        session = self._rest.pool_manager
+        if session is not None and session.connector is not None:
+            # Without TLS's farewell: a server that is away would let us wait for its own.
+            await session.connector.close(abort_ssl=True)
         await self._rest.close()
 
     async def call(
@@ -133,8 +139,7 @@ class KubeClient:
                 async for line in _lines(response.content.iter_any()):
                     yield self._decode(line)
             finally:
-                # Never back to the pool: a watch that was left early has events on the way.
-                response.close()
+                await _drop(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"{self.server} does not answer: {_text(error)}") from error
 
@@ -184,6 +189,17 @@ class KubeClient:
         if not isinstance(value, dict):
             raise UnreachableError(f"{self.server} answers JSON that is no object")
         return value
+
+
+async def _drop(response: aiohttp.ClientResponse) -> None:
+    """Close a watch's connection and see it closed: one left early has events on the way."""
+    protocol = response.connection.protocol if response.connection is not None else None
+    closed = protocol.closed if protocol is not None else None
+    if protocol is not None:
+        protocol.abort()
+    response.close()
+    if closed is not None:
+        await asyncio.wait([closed], timeout=CLOSE_TIMEOUT_S)
 
 
 def _url(path: str, query: Mapping[str, str] | None) -> str:

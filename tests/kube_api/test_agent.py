@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from daemonset.pods import Enroll, decide, parse_pod
 from daemonset.store import REDIRECTION_ANNOTATION, Remembered
 from mesh.config.kube_client import KubeClient
 from mesh.config.kubernetes import KubernetesSource
+from mesh.config.source import Snapshot
 from tests.kube_api.control_plane import ControlPlane
 from tests.support.eventually import eventually_async
 
@@ -38,6 +39,21 @@ def kubeconfig(control_plane: ControlPlane) -> Iterator[Path]:
     token = plane.token("istio-system", "ztunnel", pod="ambit-node-x", uid=uid)
     yield plane.kubeconfig_of(token, "agent")
     plane.kubectl("-n", "istio-system", "delete", "pod", "ambit-node-x", "--force")
+
+
+@asynccontextmanager
+async def connected(kubeconfig: Path) -> AsyncIterator[KubeClient]:
+    client = await KubeClient.open(kubeconfig, user_agent="test")
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def following(client: KubeClient) -> AsyncGenerator[Snapshot, None]:
+    watch = KubernetesSource(client, kinds_of("n1")).watch()
+    assert isinstance(watch, AsyncGenerator)
+    return watch
 
 
 def remembered(uid: str, name: str) -> Remembered:
@@ -67,16 +83,13 @@ def test_the_agent_sees_its_nodes_pods_with_what_it_decides_by(
     control_plane: ControlPlane, kubeconfig: Path
 ) -> None:
     async def test(uids: dict[str, str]) -> None:
-        client = await KubeClient.open(kubeconfig, user_agent="test")
-        watch = KubernetesSource(client, kinds_of("n1")).watch()
-        snapshot = await anext(watch)
+        async with connected(kubeconfig) as client, aclosing(following(client)) as watch:
+            snapshot = await anext(watch)
         labels = {item.name: item.labels for item in snapshot.of("Namespace")}
         found = [parse_pod(item.data) for item in snapshot.of("Pod") if item.namespace == "agent"]
         assert [(pod.name, pod.uid) for pod in found] == [("here", uids["here"])]
         assert found[0].addresses == (ip_address("10.244.1.7"),)
         assert isinstance(decide(found[0], labels["agent"], node="n1"), Enroll)
-        await watch.aclose()  # type: ignore[attr-defined]
-        await client.close()
 
     with pods_of(control_plane, ("here", "n1"), ("there", "n2")) as uids:
         uvloop.run(test(uids))
@@ -88,7 +101,10 @@ def test_captured_pods_are_annotated_under_their_uid_and_of_the_own_node_only(
     plane = control_plane
 
     async def test(uids: dict[str, str]) -> None:
-        client = await KubeClient.open(kubeconfig, user_agent="test")
+        async with connected(kubeconfig) as client:
+            await _captured(client, uids)
+
+    async def _captured(client: KubeClient, uids: dict[str, str]) -> None:
         enrollments = PodAnnotations(client, "n1")
 
         async def refused() -> bool:
@@ -118,7 +134,6 @@ def test_captured_pods_are_annotated_under_their_uid_and_of_the_own_node_only(
         assert annotation(plane, "here") is None
         assert plane.get("pod", "agent", "here")["status"]["podIP"] == "10.244.1.7"
         await enrollments.withdraw("agent", "gone", uids["here"])
-        await client.close()
 
     with pods_of(plane, ("here", "n1"), ("there", "n2")) as uids:
         uvloop.run(test(uids))
