@@ -44,8 +44,8 @@ _SECRET = frozenset({"authorization", "proxy-authorization", "cookie", "set-cook
 
 T = TypeVar("T")
 V = TypeVar("V")
-_Request = tuple[str, str, str, Headers, int, bool]
-_Response = tuple[int, Headers, int]
+_Request = tuple[str, str, str, Headers, int, bool, bool]
+_Response = tuple[int, Headers, int, bool]
 
 _decoded: dict[Header, tuple[str, str]] = {}
 _encoded: dict[tuple[str, str], bytes] = {}
@@ -74,7 +74,7 @@ class FieldReader:
             StreamFailedError: malformed (peer).
             BadMessageError: over a limit, with the status that says so (peer).
         """
-        method, target, authority, headers, length, expects = self._requests.get(block) or self._read(
+        method, target, authority, headers, length, expects, hop = self._requests.get(block) or self._read(
             block, self._requests, self._parse_request
         )
         if end:
@@ -91,11 +91,12 @@ class FieldReader:
             framing=framing,
             length=max(length, 0),
             expects_continue=expects,
+            hop_by_hop=hop,
         )
 
     def response(self, block: bytes, method: str, *, end: bool) -> ResponseHead:
         """Decode the head of a response to a request by `method`. Raises as `request`."""
-        status, headers, length = self._responses.get(block) or self._read_response(block)
+        status, headers, length, hop = self._responses.get(block) or self._read_response(block)
         if status < 200:
             if end:
                 raise _malformed(f"interim response {status} that ends the stream")
@@ -109,7 +110,12 @@ class FieldReader:
         else:
             framing = Framing.LENGTH
         return ResponseHead(
-            status=status, reason="", headers=headers.copy(), framing=framing, length=max(length, 0)
+            status=status,
+            reason="",
+            headers=headers.copy(),
+            framing=framing,
+            length=max(length, 0),
+            hop_by_hop=hop,
         )
 
     def trailers(self, block: bytes) -> Headers:
@@ -188,7 +194,7 @@ class FieldReader:
         if "host" in special:
             regular = [field for field in regular if field[0] != "host"]
         expects = special.get("expect", [""])[0].lower() == "100-continue"
-        return method, path, authority, regular, _length(special), expects
+        return method, path, authority, regular, _length(special), expects, _has_hop_by_hop(special)
 
 
 def _parse_response(headers: list[Header]) -> _Response:
@@ -196,7 +202,7 @@ def _parse_response(headers: list[Header]) -> _Response:
     status = pseudo.get(":status", "")
     if not _STATUS.fullmatch(status) or status == "101":
         raise _malformed(f":status {status!r}")
-    return int(status), regular, _length(special)
+    return int(status), regular, _length(special), _has_hop_by_hop(special)
 
 
 def _parse_trailers(headers: list[Header]) -> Headers:
@@ -207,7 +213,7 @@ def _parse_trailers(headers: list[Header]) -> Headers:
     return regular
 
 
-_SPECIAL = frozenset({"host", "cookie", "content-length", "expect", "authorization"})
+_SPECIAL = frozenset({"host", "cookie", "content-length", "expect", "authorization", "te", "trailer"})
 
 
 def _split(
@@ -272,6 +278,11 @@ def _length(special: dict[str, list[str]]) -> int:
     if len(values) > 1 or not _DIGITS.fullmatch(values[0]):
         raise _malformed("content-length")
     return int(values[0])
+
+
+def _has_hop_by_hop(special: dict[str, list[str]]) -> bool:
+    """Whether fields are there that HTTP/2 allows and that are for one connection only."""
+    return "te" in special or "trailer" in special
 
 
 def _join_cookies(headers: Headers) -> Headers:

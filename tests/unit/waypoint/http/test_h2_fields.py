@@ -40,6 +40,14 @@ def test_a_request_becomes_a_head() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "expected"), [((b"te", b"trailers"), True), ((b"trailer", b"x"), True), ((b"x", b"te"), False)]
+)
+def test_fields_for_one_connection_are_known(field: Header, expected: bool) -> None:
+    assert reader().request(encode([*GET, field]), end=True).hop_by_hop is expected
+    assert reader().response(encode([*OK, field]), "GET", end=True).hop_by_hop is expected
+
+
+@pytest.mark.parametrize(
     ("length", "end", "framing", "bytes_"),
     [(None, True, Framing.NONE, 0), (b"0", True, Framing.NONE, 0), (b"5", False, Framing.LENGTH, 5)],
 )
@@ -319,4 +327,4 @@ texts = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=
 @given(st.lists(st.tuples(st.sampled_from(["x-a", "accept", "x-b"]), texts), max_size=6))
 def test_what_is_written_is_read_again(headers: list[tuple[str, str]]) -> None:
     head = reader().request(encode_request(request(headers=headers)), end=False)
-    assert head == request(headers=headers)
+    assert head == request(headers=headers, hop_by_hop=False)
