@@ -40,6 +40,7 @@ VERBS: dict[str, Group] = {
     "Set it up": (
         ("enroll", "cli.enroll", "bring a namespace, Deployment or pod into the mesh"),
         ("unenroll", "cli.enroll", "take it out again"),
+        ("policy", "cli.policy", "policies from recorded connections; try a change before it is made"),
         ("lint", "cli.lint", "what the mesh would not honour in files, line by line"),
         ("lab", "cli.lab", "a mesh on this machine, from Kubernetes YAML"),
         ("waypoint", "cli.waypoint", "L7 proxies: make, list and delete them"),

@@ -37,9 +37,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--last", type=int, metavar="N", help=f"only the last N (default {DEFAULT_LAST})")
         parser.add_argument("--first", type=int, metavar="N", help="only the first N")
         parser.add_argument(
-            "--since", type=_moment, metavar="DURATION|TIME", help="not older (5m, or ISO 8601)"
+            "--since", type=moment, metavar="DURATION|TIME", help="not older (5m, or ISO 8601)"
         )
-        parser.add_argument("--until", type=_moment, metavar="DURATION|TIME", help="not younger")
+        parser.add_argument("--until", type=moment, metavar="DURATION|TIME", help="not younger")
         parser.add_argument("-f", "--follow", action="store_true", help="print new ones as they come")
         parser.add_argument(
             "--input-file", metavar="FILE", help="read flows of -o json, or a log, instead; - is stdin"
@@ -52,7 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_common(parser, formats=("compact", "table", "dict", "json"))
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     """Read a duration before now, or a time."""
     try:
         return datetime.now(UTC) - timedelta(seconds=duration(text))
@@ -81,16 +81,17 @@ def run(options: argparse.Namespace) -> int:
         )
     screen = Screen.of(sys.stdout, options.color)
     if options.input_file is not None:
-        found: Iterable[Flow] = _read(options.input_file)
+        found: Iterable[Flow] = read_flows(options.input_file)
         return _print(_chosen(found, filters, options), options, screen)
     target = open_target(options)
     if options.follow:
         _follow(target, filters, options, screen)
         return EXIT_OK
-    return _print(_chosen(_logged(target), filters, options), options, screen)
+    return _print(_chosen(logged(target), filters, options), options, screen)
 
 
-def _logged(target: Target) -> list[Flow]:
+def logged(target: Target) -> list[Flow]:
+    """Return the flows of every node's log, in order of time."""
     found = []
     for node in target.nodes():
         lines = target.log(Part("ztunnel", node), lines=SEARCHED)
@@ -98,7 +99,12 @@ def _logged(target: Target) -> list[Flow]:
     return sorted(found, key=lambda flow: flow.time)
 
 
-def _read(name: str) -> Iterator[Flow]:
+def read_flows(name: str) -> Iterator[Flow]:
+    """Read flows that `-o json` wrote, or a log.
+
+    Raises:
+        CliError: the file cannot be read, or a line is no flow.
+    """
     try:
         text = sys.stdin.read() if name == STDIN else Path(name).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -123,7 +129,8 @@ def _from_json(line: str, name: str, number: int) -> Flow | None:
     return Flow(**known, fields={key: str(one) for key, one in value.items()})
 
 
-def _time(flow: Flow) -> datetime:
+def time_of(flow: Flow) -> datetime:
+    """Return when a connection ended."""
     return datetime.fromisoformat(flow.time)
 
 
@@ -144,8 +151,8 @@ def _chosen(flows: Iterable[Flow], filters: Sequence[Filter], options: argparse.
         for flow in flows
         if (options.both_sides or not reported_twice(flow))
         and matches(flow, filters)
-        and (options.since is None or _time(flow) >= options.since)
-        and (options.until is None or _time(flow) <= options.until)
+        and (options.since is None or time_of(flow) >= options.since)
+        and (options.until is None or time_of(flow) <= options.until)
     ]
     if options.first is not None:
         return found[: options.first]
