@@ -134,16 +134,23 @@ def _show(result: Replay, screen: Screen, *, no_headers: bool) -> None:
         if result.judged:
             print(f"nothing changes for the {plural(result.judged, 'recorded connection')}")
         return
+    # One caller over both address families is one line.
+    lines: dict[tuple[object, ...], tuple[Change, int, str]] = {}
+    for change in result.changes:
+        asked = change.asked
+        key = (change.allowed, asked.identity, asked.source, asked.destination, asked.port)
+        _, times, last = lines.get(key, (change, 0, ""))
+        lines[key] = (change, times + change.count, max(last, change.last))
     rows = [
         (
             Cell("newly allowed", "yellow") if change.allowed else Cell("newly denied", "red"),
             change.asked.identity or f"{change.asked.source} in plaintext",
             f"{change.asked.destination}:{change.asked.port}",
-            str(change.count),
-            change.last[11:19],
+            str(times),
+            last[11:19],
             _short(change),
         )
-        for change in result.changes
+        for change, times, last in lines.values()
     ]
     titles = ("VERDICT", "CALLER", "DESTINATION", "TIMES", "LAST", "WHY")
     print(table(() if no_headers else titles, rows, screen))
@@ -151,7 +158,7 @@ def _show(result: Replay, screen: Screen, *, no_headers: bool) -> None:
 
 def _short(change: Change) -> str:
     """Keep of the reason what the line does not say already."""
-    return change.why.partition(";")[0].partition(" matches spiffe")[0]
+    return change.why.partition(";")[0].partition(" spiffe:")[0].partition(" a peer without")[0]
 
 
 def _document(result: Replay) -> dict[str, Any]:

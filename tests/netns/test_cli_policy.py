@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies suggested from a lab's traffic: tried, applied, and then the wanted callers get through, no other."""
+"""Policies suggested from a lab's traffic: tried, applied, and then the wanted callers get through only."""
 
 from __future__ import annotations
 
