@@ -14,7 +14,7 @@ from waypoint.proxy.streams import Failure
 
 _GRPC_HTTP = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
 """HTTP status by gRPC status. Source: Envoy's grpcToHttpStatus."""
-_HOSTS_FAULT = (Failure.CONNECT, Failure.RESET, Failure.PROTOCOL)
+_HOSTS_FAULT = (Failure.CONNECT, Failure.REFUSED, Failure.RESET, Failure.PROTOCOL)
 
 
 class Attempt:

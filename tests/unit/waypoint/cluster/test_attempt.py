@@ -77,7 +77,10 @@ def test_of_grpc_its_own_status_is_counted(fields: Headers, trailers: Headers, e
 
 @pytest.mark.parametrize(
     ("failure", "errors"),
-    [(Failure.CONNECT, 1), (Failure.RESET, 1), (Failure.PROTOCOL, 1), (Failure.OVERFLOW, 0), (None, 0)],
+    [
+        *((failure, 1) for failure in (Failure.CONNECT, Failure.REFUSED, Failure.RESET, Failure.PROTOCOL)),
+        *((failure, 0) for failure in (Failure.OVERFLOW, None)),
+    ],
 )
 def test_failures_of_the_host_are_counted_and_no_others(failure: Failure | None, errors: int) -> None:
     b = Bench()

@@ -97,6 +97,7 @@ class Bench:
         method: str = "GET",
         limits: ExchangeLimits | None = None,
         undecided: bool = False,
+        admit_retry: Callable[[], str] = lambda: "",
     ):
         self.client = Client()
         self.tries: list[Try] = []
@@ -111,6 +112,7 @@ class Bench:
             call_later=self._call_later,
             random=lambda: 0.5,
             on_done=self.records.append,
+            admit_retry=admit_retry,
             limits=limits,
         )
 
@@ -275,6 +277,36 @@ def test_a_retriable_status_is_tried_again_and_the_last_one_is_passed_on() -> No
     bench.tries[1].events.on_end([])
     assert bench.client.said == [(503, {}), "end"]
     assert bench.records[0].flag == "URX"
+
+
+def test_a_retry_that_is_not_admitted_leaves_the_answer_as_it_is_and_says_so() -> None:
+    bench = Bench(
+        plan(retry=Retry(attempts=1, status_codes=(503,))), admit_retry=lambda: "the budget is spent"
+    )
+    bench.exchange.start()
+    bench.tries[0].events.on_response(response(503))
+    bench.tries[0].events.on_end([])
+    assert bench.client.said == [(503, {}), "end"]
+    record = bench.records[0]
+    assert (record.flag, record.detail, record.tries) == ("UO", "not tried again: the budget is spent", 1)
+
+
+def test_a_failure_that_may_not_be_tried_again_tells_both_causes() -> None:
+    bench = Bench(admit_retry=lambda: "the budget is spent")
+    bench.exchange.start()
+    bench.tries[0].events.on_failure(Failure.CONNECT, "refused")
+    record = bench.records[0]
+    assert (record.status, record.flag) == (503, "UF,UO")
+    assert record.detail == "refused; not tried again: the budget is spent"
+
+
+def test_only_a_retry_that_would_be_made_asks_to_be_admitted() -> None:
+    asked: list[int] = []
+    for retry, failure in ((Retry(attempts=0), Failure.CONNECT), (Retry(attempts=3), Failure.OVERFLOW)):
+        bench = Bench(plan(retry=retry), admit_retry=lambda: asked.append(1) or "")  # type: ignore[func-returns-value]
+        bench.exchange.start()
+        bench.tries[0].events.on_failure(failure, "x")
+    assert asked == []
 
 
 def test_a_reset_within_the_response_resets_the_client() -> None:
