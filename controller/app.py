@@ -50,6 +50,7 @@ from mesh.xds.request_authentication import (
 )
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.xds.routes import ROUTE_TABLE_TYPE, encode_route_table
+from mesh.xds.streams import STREAM_TABLE_TYPE, encode_stream_table
 
 import grpc  # isort: skip
 
@@ -109,6 +110,7 @@ class App:
                 ENDPOINT_LABELS_TYPE: encode_endpoint_labels,
                 DESTINATION_TYPE: encode_destination_policy,
                 ROUTE_TABLE_TYPE: encode_route_table,
+                STREAM_TABLE_TYPE: encode_stream_table,
                 AUTHORISER_TYPE: encode_authoriser,
             },
             # A waypoint that learns of a service has its policies by then.
@@ -247,6 +249,7 @@ class App:
                 ENDPOINT_LABELS_TYPE: mesh.endpoint_labels,
                 DESTINATION_TYPE: mesh.destinations,
                 ROUTE_TABLE_TYPE: mesh.routes,
+                STREAM_TABLE_TYPE: mesh.streams,
                 AUTHORISER_TYPE: mesh.authorisers,
             }
         )

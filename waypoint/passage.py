@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from mesh.model.destination import HashKind
+from mesh.model.service import Service
 from mesh.net.sockets import DialError
 from mesh.telemetry.reasons import Reason
 from waypoint.cluster.circuit import Bound
 from waypoint.cluster.cluster import Cluster
 from waypoint.cluster.hashing import hash_text
 from waypoint.cluster.host import Address, Host
+from waypoint.routing.plan import draw_backend
 from waypoint.telemetry import Client, Destination
 from waypoint.tries import Shared
 from waypoint.upstreams import make_address, why_none
@@ -68,10 +70,11 @@ def open_passage(shared: Shared, client: Client, destination: Destination, avoid
         assert destination.workload is not None
         return Passage(make_address(destination.workload, peer.address, peer.port, ""))
     upstreams = shared.upstreams
-    service = shared.tables.service(destination.service.key) or destination.service
-    cluster = upstreams.cluster(service, peer.port)
+    service, port, subset = _target(shared, client, destination.service, peer.port)
+    cluster = upstreams.cluster(service, port, subset)
     if cluster is None:
-        raise DialError(Reason.NO_HEALTHY_UPSTREAM, why_none(shared.tables, service, peer.port))
+        why = f"no DestinationRule defines subset {subset} of {service.key}" if subset else ""
+        raise DialError(Reason.NO_HEALTHY_UPSTREAM, why or why_none(shared.tables, service, port))
     if cluster.circuit.connections_full:
         raise DialError(Reason.LIMIT_EXCEEDED, cluster.circuit.overflow(Bound.CONNECTIONS))
     by = cluster.settings.policy.balancing.hash
@@ -81,5 +84,26 @@ def open_passage(shared: Shared, client: Client, destination: Destination, avoid
     if host is None or host.label in avoid:
         host = cluster.pick(key, avoid, upstreams.now())
     if host is None:
-        raise DialError(Reason.NO_HEALTHY_UPSTREAM, why_none(shared.tables, service, peer.port, cluster))
+        raise DialError(Reason.NO_HEALTHY_UPSTREAM, why_none(shared.tables, service, port, cluster))
     return Passage(upstreams.address(host, service.hostname, client.peer, peer), cluster, host)
+
+
+def _target(shared: Shared, client: Client, asked: Service, port: int) -> tuple[Service, int, str]:
+    """Return the service, port and subset that a connection goes to: those asked for, or a route's.
+
+    Raises:
+        DialError: the route leads nowhere; says why.
+    """
+    tables = shared.tables
+    table = tables.stream(asked.key, port, client.namespace)
+    if table is None:
+        return tables.service(asked.key) or asked, port, ""
+    backend = draw_backend(table.backends, shared.upstreams.random)
+    if backend is None or backend.service is None:
+        why = "no backend has a weight" if backend is None else backend.problem
+        raise DialError(Reason.NO_HEALTHY_UPSTREAM, f"{table.source}: {why}")
+    service = tables.service(backend.service)
+    if service is None:
+        why = f"{table.source}: service {backend.service} is not known"
+        raise DialError(Reason.NO_HEALTHY_UPSTREAM, why)
+    return service, backend.port, backend.subset

@@ -15,6 +15,7 @@ from mesh.model.http_policy import HttpAuthorization
 from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
+from mesh.model.stream import StreamTable
 from mesh.model.token import RequestAuthentication
 from mesh.model.workload import GatewayAddress, NamespacedHostname, Workload
 from mesh.state.store import Store
@@ -33,6 +34,7 @@ from mesh.xds.request_authentication import (
 )
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from mesh.xds.routes import ROUTE_TABLE_TYPE, decode_route_table
+from mesh.xds.streams import STREAM_TABLE_TYPE, decode_stream_table
 from mesh.xds.updates import decode_update
 from waypoint.cluster.budget import Budget
 from waypoint.filters.tokens import Authentication
@@ -46,6 +48,7 @@ TYPES = (
     ENDPOINT_LABELS_TYPE,
     DESTINATION_TYPE,
     ROUTE_TABLE_TYPE,
+    STREAM_TABLE_TYPE,
 )
 """Type URLs that a waypoint asks for."""
 _Place = tuple[NamespacedHostname, int, str]
@@ -75,6 +78,8 @@ class Tables:
         self._places: dict[str, _Place] = {}
         self._matchers: dict[_Place, RouteMatcher] = {}
         self._budgets: dict[_Place, Budget] = {}
+        self._streams: dict[_Place, StreamTable] = {}
+        self._stream_places: dict[str, _Place] = {}
         self._destinations: dict[tuple[NamespacedHostname, str], DestinationPolicy] = {}
         self._destination_names: dict[str, tuple[NamespacedHostname, str]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
@@ -99,6 +104,7 @@ class Tables:
         take, drop = {
             HTTP_AUTHORIZATION_TYPE: (self._take_policy, self._drop_policy),
             ROUTE_TABLE_TYPE: (self._take_routes, self._drop_routes),
+            STREAM_TABLE_TYPE: (self._take_stream, self._drop_stream),
             AUTHORISER_TYPE: (self._take_provider, self._drop_provider),
             REQUEST_AUTHENTICATION_TYPE: (self._take_authentication, self._drop_authentication),
             DESTINATION_TYPE: (self._take_destination, self._drop_destination),
@@ -144,6 +150,18 @@ class Tables:
         if place is not None:
             self._matchers.pop(place, None)
             self._budgets.pop(place, None)
+
+    def _take_stream(self, name: str, value: bytes) -> None:
+        table = decode_stream_table(value)
+        self._drop_stream(name)
+        place = (table.service, table.port, table.client_namespace)
+        self._stream_places[name] = place
+        self._streams[place] = table
+
+    def _drop_stream(self, name: str) -> None:
+        place = self._stream_places.pop(name, None)
+        if place is not None:
+            self._streams.pop(place, None)
 
     def _take_destination(self, name: str, value: bytes) -> None:
         policy = decode_destination_policy(value)
@@ -192,6 +210,16 @@ class Tables:
             found = matchers.get((service, port, scope)) or matchers.get((service, 0, scope))
             if found is not None:
                 return found
+        return None
+
+    def stream(self, service: NamespacedHostname, port: int, client_namespace: str) -> StreamTable | None:
+        """Find who shares the connections to a service port that are not HTTP; None: the service alone."""
+        if not self._streams:
+            return None
+        for scope in (client_namespace, "") if client_namespace else ("",):
+            for number in (port, 0):
+                if (service, number, scope) in self._streams:
+                    return self._streams[service, number, scope]
         return None
 
     def route_budget(self, service: NamespacedHostname, port: int, client_namespace: str) -> Budget | None:

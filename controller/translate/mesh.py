@@ -37,6 +37,7 @@ from mesh.model.policy import Authorization
 from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
+from mesh.model.stream import StreamTable
 from mesh.model.token import RequestAuthentication
 from mesh.model.workload import NamespacedHostname, Workload
 
@@ -86,6 +87,8 @@ class Mesh:
     """Enforced by ztunnels."""
     routes: Mapping[str, RouteTable]
     """By resource name (`mesh.xds.routes.route_table_name`)."""
+    streams: Mapping[str, StreamTable]
+    """Where connections go that are not HTTP; by resource name."""
     http_policies: Mapping[str, HttpAuthorization]
     """Enforced by waypoints."""
     authentications: Mapping[str, RequestAuthentication]
@@ -146,6 +149,7 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         services=services,
         policies=served,
         routes=routes.tables,
+        streams=routes.streams,
         http_policies=http_policies,
         authentications=authentications,
         destinations=destinations,

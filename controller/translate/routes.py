@@ -10,7 +10,8 @@ and nothing of the others is merged into it:
    is Conflicted)
 4. VirtualService (Istio leaves the mixture undefined)
 
-Whoever loses is told so, on the object.
+Connections that are not HTTP: TCPRoute, unless a GRPCRoute or HTTPRoute is for the port, then
+VirtualService. Whoever loses is told so, on the object.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from controller.translate.gateway_route import Finding, GatewayRoutes, Parent, source_of
+from controller.translate.gateway_route import Finding, Parent, source_of
 from controller.translate.grpc_route import translate_grpc_routes
 from controller.translate.http_route import translate_http_routes
 from controller.translate.linkerd import with_annotations
 from controller.translate.service_profile import translate_profiles
+from controller.translate.tcp_route import translate_tcp_routes
 from controller.translate.types import Severity, problem
 from controller.translate.virtual_service import translate_virtual_services
 from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, World
@@ -30,6 +32,7 @@ from mesh.config.objects import RawObject
 from mesh.model.destination import DestinationPolicy
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
+from mesh.model.stream import StreamTable
 from mesh.model.workload import NamespacedHostname
 
 POLICY = "policy.linkerd.io"
@@ -39,11 +42,13 @@ KINDS = {
     "GRPCRoute": (GATEWAY_API, "GRPCRoute"),
     "HTTPRoute": (GATEWAY_API, "HTTPRoute"),
     f"HTTPRoute.{POLICY}": (POLICY, "HTTPRoute"),
+    "TCPRoute": (GATEWAY_API, "TCPRoute"),
     "VirtualService": (ISTIO_NETWORKING, "VirtualService"),
 }
 """Group and kind of the sources that rules name."""
 READ = frozenset({*KINDS.values(), ("specs.smi-spec.io", "HTTPRouteGroup")})
 """Groups and kinds that are translated here."""
+Table = RouteTable | StreamTable
 _Place = tuple[NamespacedHostname, str]
 
 
@@ -53,6 +58,8 @@ class Routes:
 
     tables: Mapping[str, RouteTable]
     """By resource name (`mesh.xds.routes.route_table_name`)."""
+    streams: Mapping[str, StreamTable]
+    """Of connections that are not HTTP; by resource name."""
     parents: tuple[Parent, ...]
     findings: tuple[Finding, ...]
     """Of Gateway API's routes; they are among the world's problems too."""
@@ -62,8 +69,8 @@ class Routes:
 class _Loss:
     """A table, or part of one, that another dialect keeps from being used."""
 
-    table: RouteTable
-    winner: RouteTable
+    table: Table
+    winner: Table
     whole: bool
 
 
@@ -77,32 +84,39 @@ def translate_routes(
     grpc = translate_grpc_routes(world.all(GATEWAY_API, "GRPCRoute"), services, domain)
     written = [*world.all(GATEWAY_API, "HTTPRoute"), *world.all(POLICY, "HTTPRoute")]
     http = translate_http_routes(written, services, domain)
-    layers = [
-        translate_profiles(world, services),
-        grpc.tables,
-        http.tables,
-        translate_virtual_services(world, services, destinations),
-    ]
-    tables, losses = combine(layers)
+    tcp = translate_tcp_routes(world.all(GATEWAY_API, "TCPRoute"), services, domain)
+    virtual = translate_virtual_services(world, services, destinations)
+    tables, losses = combine([translate_profiles(world, services), grpc.tables, http.tables, virtual.routes])
+    # On one port, routes of requests come before those of connections.
+    held = [grpc.tables, http.tables]
+    streams, lost = combine([*held, tcp.tables, virtual.streams])
+    losses += [loss for loss in lost if isinstance(loss.table, StreamTable)]
     _report(world, losses)
     annotated = {source_of(parent.route): parent.route for parent in (*grpc.parents, *http.parents)}
-    tables = with_annotations(world, services, tables, annotated)
-    parents = _parents(world, services, [grpc, http], losses)
-    findings = (*grpc.findings, *http.findings)
+    served = {name: table for name, table in tables.items() if isinstance(table, RouteTable)}
+    served = with_annotations(world, services, served, annotated)
+    written_parents = (*grpc.parents, *http.parents, *tcp.parents)
+    parents = _parents(world, services, written_parents, losses)
+    findings = (*grpc.findings, *http.findings, *tcp.findings)
     for finding in findings:
         severity: Severity = "error" if finding.severity == "error" else "warning"
         world.problems.append(problem(finding.route, finding.path, finding.reason, severity))
-    return Routes(tables=tables, parents=tuple(parents), findings=findings)
+    return Routes(
+        tables=served,
+        streams={name: table for name, table in streams.items() if isinstance(table, StreamTable)},
+        parents=tuple(parents),
+        findings=findings,
+    )
 
 
-def combine(layers: Iterable[Mapping[str, RouteTable]]) -> tuple[dict[str, RouteTable], list[_Loss]]:
+def combine(layers: Iterable[Mapping[str, Table]]) -> tuple[dict[str, Table], list[_Loss]]:
     """Return the tables in force, by name, and those that are not.
 
     `layers` go from the first to have the word to the last.
     """
-    found: dict[str, RouteTable] = {}
+    found: dict[str, Table] = {}
     losses: list[_Loss] = []
-    taken: dict[_Place, dict[int, RouteTable]] = {}
+    taken: dict[_Place, dict[int, Table]] = {}
     for layer in layers:
         fresh = []
         for name in sorted(layer):
@@ -119,9 +133,7 @@ def combine(layers: Iterable[Mapping[str, RouteTable]]) -> tuple[dict[str, Route
     return found, losses
 
 
-def _winner(
-    taken: Mapping[_Place, Mapping[int, RouteTable]], table: RouteTable
-) -> tuple[RouteTable | None, list[RouteTable]]:
+def _winner(taken: Mapping[_Place, Mapping[int, Table]], table: Table) -> tuple[Table | None, list[Table]]:
     """Return the table that replaces this one, else those that replace it on some port."""
     places = [(table.service, table.client_namespace)]
     if table.client_namespace and _kinds(table) == {"VirtualService"}:
@@ -139,13 +151,14 @@ def _winner(
 # --- who is told
 
 
-def _kinds(table: RouteTable) -> set[str]:
-    return {rule.source.partition("/")[0] for rule in table.rules}
+def _kinds(table: Table) -> set[str]:
+    return {source.partition("/")[0] for source in _sources(table)}
 
 
-def _sources(table: RouteTable) -> list[str]:
+def _sources(table: Table) -> list[str]:
     """Return the objects that wrote a table, `kind/namespace/name`."""
-    return list(dict.fromkeys(rule.source.partition("#")[0] for rule in table.rules))
+    rules = [table] if isinstance(table, StreamTable) else table.rules
+    return list(dict.fromkeys(rule.source.partition("#")[0] for rule in rules))
 
 
 def _object(world: World, source: str) -> RawObject | None:
@@ -171,7 +184,7 @@ def _reason(loss: _Loss) -> str:
 def _parents(
     world: World,
     services: Mapping[NamespacedHostname, Service],
-    gathered: Iterable[GatewayRoutes],
+    gathered: Iterable[Parent],
     losses: Iterable[_Loss],
 ) -> list[Parent]:
     lost = {
@@ -181,21 +194,20 @@ def _parents(
         for source in _sources(loss.table)
     }
     found = []
-    for routes in gathered:
-        for written in routes.parents:
-            parent = written
-            source = source_of(parent.route)
-            own = [
-                loss
-                for key in parent.services
-                if (loss := lost.get((source, key, parent.client_namespace, parent.port)))
-            ]
-            if own and len(own) == len(parent.services):
-                parent = replace(parent, services=(), reason=_reason(own[0]), code="Conflicted")
-            for key in parent.services:
-                if services[key].waypoint is None and not services[key].weighted_waypoints:
-                    reason = f"service {key} has no waypoint, so that the route is not respected there"
-                    path = ("spec", "parentRefs", parent.index)
-                    world.problems.append(problem(parent.route, path, reason))
-            found.append(parent)
+    for written in gathered:
+        parent = written
+        source = source_of(parent.route)
+        own = [
+            loss
+            for key in parent.services
+            if (loss := lost.get((source, key, parent.client_namespace, parent.port)))
+        ]
+        if own and len(own) == len(parent.services):
+            parent = replace(parent, services=(), reason=_reason(own[0]), code="Conflicted")
+        for key in parent.services:
+            if services[key].waypoint is None and not services[key].weighted_waypoints:
+                reason = f"service {key} has no waypoint, so that the route is not respected there"
+                path = ("spec", "parentRefs", parent.index)
+                world.problems.append(problem(parent.route, path, reason))
+        found.append(parent)
     return found

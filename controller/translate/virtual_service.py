@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from controller.translate.delegates import merge_routes
@@ -19,15 +20,18 @@ from controller.translate.hosts import Exports, Hosts, WaypointNamespaces, resol
 from controller.translate.types import problem
 from controller.translate.virtual_service_http import HttpReader, HttpRule
 from controller.translate.virtual_service_match import MESH
+from controller.translate.virtual_service_tcp import TcpRule, read_tcp_rule
 from controller.translate.world import ISTIO_NETWORKING, World
 from mesh.config.objects import Path, RawObject
 from mesh.model.destination import DestinationPolicy
 from mesh.model.route import RouteTable
 from mesh.model.service import AppProtocol, Service
+from mesh.model.stream import StreamTable
 from mesh.model.workload import NamespacedHostname
 
 KIND = "VirtualService"
 _NOT_HTTP = (AppProtocol.TCP, AppProtocol.TLS)
+_HTTP = (AppProtocol.HTTP11, AppProtocol.HTTP2, AppProtocol.GRPC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +42,33 @@ class _Virtual:
     hosts: tuple[str, ...]
     exports: Exports
     rules: tuple[HttpRule, ...]
+    streams: tuple[TcpRule, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualTables:
+    """By resource name (`mesh.xds.routes.route_table_name`)."""
+
+    routes: Mapping[str, RouteTable]
+    streams: Mapping[str, StreamTable]
 
 
 def translate_virtual_services(
     world: World,
     services: Mapping[NamespacedHostname, Service],
     destinations: Mapping[str, DestinationPolicy],
-) -> dict[str, RouteTable]:
-    """Return tables by resource name (`mesh.xds.routes.route_table_name`).
+) -> VirtualTables:
+    """Return the tables of requests and of other connections.
 
     `destinations` are the policies of DestinationRules, which define subsets. A table with a
     client namespace is there where a match asks for the clients' namespace.
     """
     return _Translator(world, services, destinations).tables()
+
+
+def _name(table: RouteTable | StreamTable) -> str:
+    scope = f"@{table.client_namespace}" if table.client_namespace else ""
+    return f"{table.service}:{table.port}{scope}"
 
 
 class _Translator:
@@ -69,22 +87,46 @@ class _Translator:
         self._waypoints = WaypointNamespaces(services)
         self._delegated: set[tuple[str, str]] = set()
 
-    def tables(self) -> dict[str, RouteTable]:
+    def tables(self) -> VirtualTables:
         objects = sorted(self._world.all(ISTIO_NETWORKING, KIND), key=age)
         virtuals = [virtual for virtual in map(self._read, objects) if virtual is not None]
         for obj in objects:
             if not obj.spec.get("hosts") and (obj.namespace, obj.name) not in self._delegated:
                 self._problem(obj, ("spec", "hosts"), "names no host and nobody delegates to it; no effect")
-        lists: dict[NamespacedHostname, list[HttpRule]] = {}
+        lists: dict[NamespacedHostname, list[_Virtual]] = {}
         for virtual in virtuals:
             for key in self._served(virtual):
-                lists.setdefault(key, []).extend(virtual.rules)
-        found = {}
+                lists.setdefault(key, []).append(virtual)
+        routes: dict[str, RouteTable] = {}
+        streams: dict[str, StreamTable] = {}
         for key in sorted(lists, key=str):
-            for table in self._of_service(self._services[key], lists[key]):
-                scope = f"@{table.client_namespace}" if table.client_namespace else ""
-                found[f"{key}:{table.port}{scope}"] = table
-        return found
+            service = self._services[key]
+            for table in self._of_service(service, [r for v in lists[key] for r in v.rules]):
+                routes[_name(table)] = table
+            for stream in self._streams(service, [r for v in lists[key] for r in v.streams]):
+                streams[_name(stream)] = stream
+        return VirtualTables(routes=routes, streams=streams)
+
+    def _streams(self, service: Service, rules: list[TcpRule]) -> list[StreamTable]:
+        namespaces = {namespace for rule in rules for _, namespace in rule.entries}
+        tables = []
+        for port in service.ports:
+            if port.app_protocol in _HTTP:
+                continue
+            for namespace in ("", *sorted(namespaces - {""})):
+                offered = ((r, r.at(port.service_port, namespace, self._services)) for r in rules)
+                for rule, backends in offered:
+                    if backends is not None:
+                        table = StreamTable(
+                            service=service.key,
+                            port=port.service_port,
+                            source=rule.source,
+                            backends=backends,
+                            client_namespace=namespace,
+                        )
+                        tables.append(table)
+                        break
+        return tables
 
     def _of_service(self, service: Service, rules: list[HttpRule]) -> list[RouteTable]:
         namespaces = {entry.namespace for rule in rules for entry in rule.entries}
@@ -157,17 +199,16 @@ class _Translator:
                 fields.report("gateways", reason)
                 return None
             rules = tuple(self._rules(fields))
+            streams = tuple(self._stream(child, index) for index, child in enumerate(fields.children("tcp")))
         except IllTypedError as error:
             self._world.report(obj, error, "the VirtualService has no effect")
             return None
-        for name in ("tcp", "tls"):
-            if fields.has(name):
-                fields.report(
-                    name, "waypoints route HTTP; these connections go to the service itself", "error"
-                )
+        if fields.has("tls"):
+            reason = "waypoints do not look for server names; these connections go to the service itself"
+            fields.report("tls", reason, "error")
         fields.finish()
         names = tuple(resolve_host(host, obj.namespace, self._world.options.cluster_domain) for host in hosts)
-        return _Virtual(obj=obj, hosts=names, exports=exports, rules=rules)
+        return _Virtual(obj=obj, hosts=names, exports=exports, rules=rules, streams=streams)
 
     def _rules(self, fields: Fields) -> list[HttpRule]:
         found = []
@@ -180,12 +221,16 @@ class _Translator:
 
     def _rule(self, fields: Fields, index: int) -> HttpRule:
         obj = fields.obj
+        return self._reader(obj).read(fields, f"{KIND}/{obj.namespace}/{obj.name}#{index}")
 
-        def report(error: IllTypedError, consequence: str) -> None:
-            self._world.report(obj, error, consequence)
+    def _stream(self, fields: Fields, index: int) -> TcpRule:
+        obj = fields.obj
+        source = f"{KIND}/{obj.namespace}/{obj.name}#tcp{index}"
+        return read_tcp_rule(fields, source, self._reader(obj), partial(self._world.report, obj))
 
-        reader = HttpReader(self._hosts, self._subsets, self._world.options.cluster_domain, report)
-        return reader.read(fields, f"{KIND}/{obj.namespace}/{obj.name}#{index}")
+    def _reader(self, obj: RawObject) -> HttpReader:
+        domain = self._world.options.cluster_domain
+        return HttpReader(self._hosts, self._subsets, domain, partial(self._world.report, obj))
 
     def _delegate(self, fields: Fields, index: int) -> list[HttpRule]:
         """Read the routes of the VirtualService that a route hands over to."""

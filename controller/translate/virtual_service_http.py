@@ -63,7 +63,7 @@ class HttpRule:
             return []
         rule = replace(
             self.rule,
-            backends=tuple(_backend_at(backend, port, services) for backend in self.rule.backends),
+            backends=tuple(backend_at(backend, port, services) for backend in self.rule.backends),
             mirrors=tuple(
                 found for found in (_mirror_at(m, port, services) for m in self.rule.mirrors) if found
             ),
@@ -73,7 +73,8 @@ class HttpRule:
         return [replace(rule, matches=(match,)) for match in matches]
 
 
-def _backend_at(backend: Backend, port: int, services: Mapping[NamespacedHostname, Service]) -> Backend:
+def backend_at(backend: Backend, port: int, services: Mapping[NamespacedHostname, Service]) -> Backend:
+    """Return a backend with the port of the request where it names none."""
     if backend.service is None or backend.port:
         return backend
     if services[backend.service].port(port) is not None:
@@ -162,9 +163,14 @@ class HttpReader:
             return replace(rule, redirect=read_redirect(fields.child("redirect")))
         if given == ["directResponse"]:
             return replace(rule, direct=read_direct(fields.child("directResponse")))
-        return replace(rule, backends=self._backends(fields, authority))
+        return replace(rule, backends=self.read_backends(fields, authority))
 
-    def _backends(self, fields: Fields, authority: str | None) -> tuple[Backend, ...]:
+    def read_backends(self, fields: Fields, authority: str | None = None) -> tuple[Backend, ...]:
+        """Read `route`; a port of 0 is that of the request.
+
+        Raises:
+            IllTypedError: it cannot be read, or no destination has a weight.
+        """
         children = fields.children("route")
         found = []
         for child in children:

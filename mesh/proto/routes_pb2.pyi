@@ -24,6 +24,22 @@ class RouteTable(_message.Message):
     retry_budget: _destinations_pb2.RetryBudget
     def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., rules: _Optional[_Iterable[_Union[RouteRule, _Mapping]]] = ..., client_namespace: _Optional[str] = ..., retry_budget: _Optional[_Union[_destinations_pb2.RetryBudget, _Mapping]] = ...) -> None: ...
 
+class StreamTable(_message.Message):
+    __slots__ = ("namespace", "hostname", "port", "source", "backends", "client_namespace")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    hostname: str
+    port: int
+    source: str
+    backends: _containers.RepeatedCompositeFieldContainer[Backend]
+    client_namespace: str
+    def __init__(self, namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., port: _Optional[int] = ..., source: _Optional[str] = ..., backends: _Optional[_Iterable[_Union[Backend, _Mapping]]] = ..., client_namespace: _Optional[str] = ...) -> None: ...
+
 class RouteRule(_message.Message):
     __slots__ = ("source", "matches", "backends", "redirect", "rewrite", "request_headers", "response_headers", "request_timeout_ms", "try_timeout_ms", "retry", "direct", "fault", "mirrors", "cors")
     SOURCE_FIELD_NUMBER: _ClassVar[int]

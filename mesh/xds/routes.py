@@ -81,7 +81,7 @@ def _encode_rule(rule: RouteRule) -> pb.RouteRule:
     message = pb.RouteRule(
         source=rule.source,
         matches=[_encode_match(match) for match in rule.matches],
-        backends=[_encode_backend(backend) for backend in rule.backends],
+        backends=[encode_backend(backend) for backend in rule.backends],
         request_headers=_encode_operations(rule.request_headers),
         response_headers=_encode_operations(rule.response_headers),
         request_timeout_ms=_milliseconds(rule.request_timeout_s),
@@ -153,7 +153,7 @@ def _decode_rule(message: pb.RouteRule) -> RouteRule:
     return RouteRule(
         source=message.source,
         matches=tuple(_decode_match(match) for match in message.matches),
-        backends=tuple(_decode_backend(backend) for backend in message.backends),
+        backends=tuple(decode_backend(backend) for backend in message.backends),
         redirect=redirect,
         rewrite=rewrite,
         request_headers=_decode_operations(message.request_headers),
@@ -284,7 +284,8 @@ def _decode_value(message: pb.ValueMatch) -> ValueMatch:
     )
 
 
-def _encode_backend(backend: Backend) -> pb.Backend:
+def encode_backend(backend: Backend) -> pb.Backend:
+    """Encode a backend as part of another message."""
     service = backend.service
     return pb.Backend(
         namespace=service.namespace if service else "",
@@ -299,7 +300,8 @@ def _encode_backend(backend: Backend) -> pb.Backend:
     )
 
 
-def _decode_backend(message: pb.Backend) -> Backend:
+def decode_backend(message: pb.Backend) -> Backend:
+    """Decode a backend that is part of another message."""
     service = None
     if message.hostname:
         service = NamespacedHostname(namespace=message.namespace, hostname=message.hostname)

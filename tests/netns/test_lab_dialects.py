@@ -64,6 +64,7 @@ metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
     + service("echo")
     + service("echo-v1", "v1")
     + service("echo-v2", "v2")
+    + service("raw", "v1").replace("name: http, port: 80", "name: raw, appProtocol: tcp, port: 9000")
 )
 SUBSETS = """
 apiVersion: networking.istio.io/v1
@@ -96,6 +97,20 @@ spec:
     route: [{destination: {host: echo, subset: v9}}]
   - route: [{destination: {host: echo, subset: v1}}]
 """
+TCP = """
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: raw, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: raw}]
+  rules: [{backendRefs: [{name: echo-v2, port: 80}]}]
+"""
+VIRTUAL_TCP = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: raw, namespace: shop}
+spec: {hosts: [raw], tcp: [{match: [{port: 9000}], route: [{destination: {host: echo, subset: v2}}]}]}
+"""
 GRPC = """
 apiVersion: gateway.networking.k8s.io/v1
 kind: GRPCRoute
@@ -120,10 +135,10 @@ spec: {service: echo, backends: [{service: echo-v1, weight: 0}, {service: echo-v
 """
 
 
-def get(path: str = "/", *words: str) -> str:
+def get(path: str = "/", *words: str, host: str = "echo") -> str:
     """What curl prints of one request: its body, then its status."""
     form = "%{http_code}"
-    run = ("exec", "shop/client", "--", "curl", "-s", "-m", "5", "-w", form, *words, f"http://echo{path}")
+    run = ("exec", "shop/client", "--", "curl", "-s", "-m", "5", "-w", form, *words, f"http://{host}{path}")
     return LAB.run(*run).stdout.replace("\n", " ")
 
 
@@ -189,6 +204,14 @@ def test_each_dialect_sends_all_requests_to_one_version(lab: Path, text: str) ->
     with applied(lab, text):
         eventually(lambda: always("v2 200"), "all requests go to v2")
     eventually(lambda: any(get() == "v1 200" for _ in range(8)), "v1 is used again")
+
+
+@pytest.mark.parametrize("text", [TCP, SUBSETS + VIRTUAL_TCP], ids=["TCPRoute", "VirtualService"])
+def test_connections_that_are_not_http_are_routed_too(lab: Path, text: str) -> None:
+    assert get(host="raw:9000") == "v1 200"
+    with applied(lab, text):
+        eventually(lambda: get(host="raw:9000") == "v2 200", "connections go to v2")
+    eventually(lambda: get(host="raw:9000") == "v1 200", "connections go to the service itself")
 
 
 def test_where_two_dialects_meet_one_holds_and_the_other_is_told(lab: Path) -> None:

@@ -84,7 +84,7 @@ def virtual(
 def translated_virtual(*objects: RawObject) -> tuple[dict[str, RouteTable], list[str]]:
     world = World({obj.key: obj for obj in (*objects, SUBSETS)}, Options())
     destinations = translate_destination_rules(world, SERVICES)
-    found = translate_virtual_services(world, SERVICES, destinations)
+    found = dict(translate_virtual_services(world, SERVICES, destinations).routes)
     return found, [f"{'.'.join(map(str, problem.path))}: {problem.reason}" for problem in world.problems]
 
 

@@ -7,7 +7,7 @@ endpoint of the backend takes the request is `waypoint.cluster`'s question.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mesh.model.route import Backend, Fault, HeaderOperations, Mirror, Redirect, Retry, RouteRule
@@ -93,7 +93,7 @@ def plan_request(
             return aborted
     if rule.redirect is not None:
         return _redirect(head, path, query, port, chosen, rule.redirect)
-    backend = draw_backend(rule, random)
+    backend = draw_backend(rule.backends, random)
     if backend is None or backend.service is None:
         why = "the rule has no backend with a weight" if backend is None else backend.problem
         status = 500 if backend is None else backend.problem_status
@@ -163,9 +163,8 @@ def answer(
     )
 
 
-def draw_backend(rule: RouteRule, random: Random) -> Backend | None:
+def draw_backend(backends: Sequence[Backend], random: Random) -> Backend | None:
     """Draw by weight; None where no backend has one."""
-    backends = rule.backends
     if len(backends) == 1:
         return backends[0] if backends[0].weight > 0 else None
     point = random() * sum(backend.weight for backend in backends)
