@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from controller.translate.balancer import with_balancers
 from controller.translate.fields import Fields, IllTypedError, age, spec
 from controller.translate.hosts import (
     Exports,
@@ -48,14 +49,14 @@ def translate_destination_rules(
 ) -> dict[str, DestinationPolicy]:
     """Return policies by resource name (`mesh.xds.destinations.destination_policy_name`).
 
-    Services that no rule is for have none, or what Linkerd's annotations say. A waypoint
+    Services that no rule is for have none, or what annotations say (Linkerd's, our own). A waypoint
     takes the policy of its own namespace (`namespace/hostname@waypoint namespace`) where
     there is one.
     """
     objects = sorted(world.all(ISTIO_NETWORKING, "DestinationRule"), key=age)
     rules = [rule for rule in (_read(world, obj) for obj in objects) if rule is not None]
     found = _Selection(world, services, rules).policies() if rules else {}
-    return found | accrual_policies(world, services, found)
+    return with_balancers(world, services, found | accrual_policies(world, services, found))
 
 
 def endpoint_labels(

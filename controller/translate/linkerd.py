@@ -17,7 +17,7 @@ from controller.translate.retry_on import GRPC_CONDITIONS
 from controller.translate.types import problem
 from controller.translate.world import World
 from mesh.config.objects import RawObject
-from mesh.model.destination import DestinationPolicy, OutlierDetection, TrafficPolicy
+from mesh.model.destination import Balancer, Balancing, DestinationPolicy, OutlierDetection, TrafficPolicy
 from mesh.model.route import Backend, Retry, RouteRule, RouteTable
 from mesh.model.service import AppProtocol, Service
 from mesh.model.workload import NamespacedHostname
@@ -90,7 +90,8 @@ def accrual_policies(
         outliers = _accrual(world, obj)
         if outliers is not None:
             source = f"Service/{obj.namespace}/{obj.name}"
-            policy = TrafficPolicy(outliers=outliers)
+            # Linkerd balances so; the accrual is part of that balancer.
+            policy = TrafficPolicy(outliers=outliers, balancing=Balancing(balancer=Balancer.PEAK_EWMA))
             found[str(key)] = DestinationPolicy(service=key, sources=(source,), policy=policy)
     return found
 
