@@ -83,6 +83,7 @@ class Requests:
             open_provider=self._open_provider,
         )
         self.admit_connection = self._decisions.admit_connection
+        self._address = str(client.peer.address)
         self.http2 = False
         """Whether the client speaks HTTP/2: then so is spoken to ports that declare nothing."""
 
@@ -146,7 +147,7 @@ class Requests:
                 headers.append((name, value))
                 if name == "x-request-id":
                     request_id = value
-        own = str(self._client.peer.address)
+        own = self._address
         headers.append(("x-forwarded-for", f"{forwarded}, {own}" if forwarded else own))
         if not request_id:
             headers.append(("x-request-id", self._proxy.new_id()))

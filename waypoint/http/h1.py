@@ -284,34 +284,109 @@ def _parse_field(line: bytes) -> _Field:
     return found
 
 
-def _parse_request(lines: list[bytes], limits: Limits) -> RequestHead:
-    match = _REQUEST_LINE.fullmatch(lines[0])
+_request_lines: dict[bytes, tuple[str, str, int]] = {}
+_authorities: set[str] = set()
+
+
+def _parse_request_line(line: bytes) -> tuple[str, str, int]:
+    match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         raise BadMessageError("invalid request line")
-    method, target, minor = match[1].decode("ascii"), match[2].decode("ascii"), int(match[3])
+    found = match[1].decode("ascii"), match[2].decode("ascii"), int(match[3])
+    if len(line) <= _CACHED_BYTES:
+        if len(_request_lines) >= _CACHED_LINES:
+            _request_lines.clear()
+        _request_lines[line] = found
+    return found
+
+
+def _check_authority(authority: str) -> None:
+    if _AUTHORITY.fullmatch(authority) is None:
+        raise BadMessageError("invalid Host")
+    if len(authority) <= _CACHED_BYTES:
+        if len(_authorities) >= _CACHED_LINES:
+            _authorities.clear()
+        _authorities.add(authority)
+
+
+class _Control:
+    """What the fields that this protocol reads say of one message."""
+
+    __slots__ = ("codings", "expect", "hops", "hosts", "lengths", "tokens", "upgrades")
+
+    def __init__(self, special: Headers) -> None:
+        self.hosts: list[str] = []
+        self.lengths: list[str] = []
+        self.codings: list[str] = []
+        self.upgrades: list[str] = []
+        self.tokens: list[str] = []
+        self.expect = False
+        self.hops = False
+        for name, value in special:
+            if name == "host":
+                self.hosts.append(value)
+            elif name == "content-length":
+                self.lengths.append(value)
+            elif name == "expect":
+                self.expect = self.expect or value.lower() == "100-continue"
+            else:
+                self.hops = True
+                if name == "transfer-encoding":
+                    self.codings.append(value)
+                elif name == "upgrade":
+                    self.upgrades.append(value.lower())
+                elif name == "connection":
+                    self.tokens += [token.strip().lower() for token in value.split(",")]
+
+    def keep_alive(self, minor: int) -> bool:
+        """Whether the connection goes on after the message (RFC 9112 §9.3)."""
+        return "close" not in self.tokens if minor else "keep-alive" in self.tokens
+
+    def framing(self, minor: int) -> tuple[Framing | None, int]:
+        """How the body ends, and its length (RFC 9112 §6.3)."""
+        if self.codings:
+            if self.lengths:
+                raise BadMessageError("both Content-Length and Transfer-Encoding")
+            if not minor:
+                raise BadMessageError("Transfer-Encoding in HTTP/1.0")
+            if len(self.codings) > 1 or self.codings[0].lower() != "chunked":
+                raise BadMessageError("unsupported transfer coding", 501)
+            return Framing.CHUNKED, 0
+        if not self.lengths:
+            return None, 0
+        if len(self.lengths) > 1 or _DIGITS.fullmatch(self.lengths[0]) is None:
+            raise BadMessageError("invalid Content-Length")
+        return Framing.LENGTH, int(self.lengths[0])
+
+
+def _parse_request(lines: list[bytes], limits: Limits) -> RequestHead:
+    method, target, minor = _request_lines.get(lines[0]) or _parse_request_line(lines[0])
     if len(target) > limits.target_bytes:
         raise BadMessageError(f"target over {limits.target_bytes} bytes", 414)
     headers, special = _parse_fields(lines[1:], limits)
-    hosts = [value for name, value in special if name == "host"]
+    control = _Control(special)
+    hosts = control.hosts
     if len(hosts) > 1 or (minor and not hosts):
         raise BadMessageError("exactly one Host field is needed")
     authority = hosts[0] if hosts else ""
-    if _AUTHORITY.fullmatch(authority) is None:
-        raise BadMessageError("invalid Host")
-    framing, length = _framing(special, minor)
-    tokens = _connection_tokens(special)
+    if authority not in _authorities:
+        _check_authority(authority)
+    framing, length = control.framing(minor)
+    upgrade = ""
+    if minor and "upgrade" in control.tokens and len(control.upgrades) == 1:
+        upgrade = control.upgrades[0]
     return RequestHead(
         method=method,
-        target=_origin_form(method, target, authority),
+        target=target if target[0] == "/" and "#" not in target else _origin_form(method, target, authority),
         authority=authority,
         headers=headers,
         framing=framing or Framing.NONE,
         length=length,
-        keep_alive=("close" not in tokens) if minor else ("keep-alive" in tokens),
-        upgrade=_upgrade(special) if "upgrade" in tokens and minor else "",
-        expects_continue=any(n == "expect" and v.lower() == "100-continue" for n, v in special),
+        keep_alive=control.keep_alive(minor),
+        upgrade=upgrade,
+        expects_continue=control.expect,
         version_minor=minor,
-        hop_by_hop=any(name in HOP_BY_HOP for name, _ in special),
+        hop_by_hop=control.hops,
     )
 
 
@@ -334,54 +409,25 @@ def _first_of(text: str, characters: str) -> int:
     return min((index for c in characters if (index := text.find(c)) >= 0), default=-1)
 
 
-def _connection_tokens(headers: Headers) -> frozenset[str]:
-    return frozenset(
-        token.strip().lower() for name, value in headers if name == "connection" for token in value.split(",")
-    )
-
-
-def _upgrade(headers: Headers) -> str:
-    values = [value.lower() for name, value in headers if name == "upgrade"]
-    return values[0] if len(values) == 1 else ""
-
-
-def _framing(headers: Headers, minor: int) -> tuple[Framing | None, int]:
-    lengths = [value for name, value in headers if name == "content-length"]
-    codings = [value for name, value in headers if name == "transfer-encoding"]
-    if codings:
-        if lengths:
-            raise BadMessageError("both Content-Length and Transfer-Encoding")
-        if not minor:
-            raise BadMessageError("Transfer-Encoding in HTTP/1.0")
-        if len(codings) > 1 or codings[0].lower() != "chunked":
-            raise BadMessageError("unsupported transfer coding", 501)
-        return Framing.CHUNKED, 0
-    if not lengths:
-        return None, 0
-    if len(lengths) > 1 or _DIGITS.fullmatch(lengths[0]) is None:
-        raise BadMessageError("invalid Content-Length")
-    return Framing.LENGTH, int(lengths[0])
-
-
 def _parse_response(lines: list[bytes], limits: Limits, request_method: str) -> ResponseHead:
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise BadMessageError("invalid status line")
     minor, status = int(match[1]), int(match[2])
     headers, special = _parse_fields(lines[1:], limits)
-    framing, length = _framing(special, minor)
+    control = _Control(special)
+    framing, length = control.framing(minor)
     bodiless = status < 200 or status in (204, 304) or request_method == "HEAD"
     if bodiless or (request_method == "CONNECT" and status < 300):
         framing, length = Framing.NONE, 0
-    tokens = _connection_tokens(special)
     return ResponseHead(
         status=status,
         reason=(match[3] or b"").decode("latin-1"),
         headers=headers,
         framing=framing or Framing.CLOSE,
         length=length,
-        keep_alive=("close" not in tokens) if minor else ("keep-alive" in tokens),
-        hop_by_hop=any(name in HOP_BY_HOP for name, _ in special),
+        keep_alive=control.keep_alive(minor),
+        hop_by_hop=control.hops,
     )
 
 
