@@ -169,7 +169,7 @@ def problem_line(facts: Facts, row: Mapping[str, Any]) -> str:
     path = ".".join(str(step) for step in row["path"])
     file, line = row["file"], row["line"]
     for raw in facts.objects().objects.values():
-        if raw.file == file and str(raw.key) == row["object"]:
+        if str(raw.key) == row["object"]:
             written = facts.target.written(raw)
             if written is not raw:
                 file, line = written.file, written.line_of(tuple(row["path"]))

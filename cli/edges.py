@@ -43,9 +43,10 @@ def run(options: argparse.Namespace) -> int:
         say("no traffic has been seen")
         return EXIT_NO_DATA
     wide = options.output == "wide"
-    titles = ["SOURCE", "DESTINATION", "SERVICE", "SECURED", "CONNECTIONS", "FAILED"]
-    if wide:
-        titles[4:4] = ["CLIENT-ID", "SERVER-ID"]
+    http = any(edge.http.requests for edge in wanted)
+    titles = ["SOURCE", "DESTINATION", "SERVICE", "SECURED"]
+    titles += ["CLIENT-ID", "SERVER-ID"] if wide else []
+    titles += ["CONNECTIONS", *(("REQUESTS",) if http else ()), "FAILED"]
     rows = []
     for edge in wanted:
         row: list[str | Cell] = [
@@ -53,11 +54,11 @@ def run(options: argparse.Namespace) -> int:
             edge.destination.key,
             edge.service.partition("/")[2] or "-",
             _secured(edge),
-            f"{edge.tcp.opened:.0f}",
+            *((edge.client_id or "-", edge.server_id or "-") if wide else ()),
+            f"{edge.tcp.opened:.0f}" if edge.tcp.opened or not edge.http.requests else "-",
+            *((f"{edge.http.requests:.0f}" if edge.http.requests else "-",) if http else ()),
             _failed(edge),
         ]
-        if wide:
-            row[4:4] = [edge.client_id or "-", edge.server_id or "-"]
         rows.append(row)
     emit(options, "EdgeList", [_data(edge) for edge in wanted], titles, rows)
     return EXIT_OK
@@ -107,7 +108,7 @@ def _secured(edge: Edge) -> Cell:
 
 def _failed(edge: Edge) -> Cell:
     if not edge.tcp.failed:
-        return Cell("-")
+        return Cell(f"{edge.http.failed:.0f} (requests)", "red") if edge.http.failed else Cell("-")
     causes = ", ".join(CAUSES.get(flag, flag.lower()) for flag in edge.failures)
     return Cell(f"{edge.tcp.failed:.0f}" + (f" ({causes})" if causes else ""), "red")
 
@@ -133,4 +134,5 @@ def _data(edge: Edge) -> dict[str, Any]:
         "bytesIn": edge.tcp.received,
         "bytesOut": edge.tcp.sent,
         "requests": edge.http.requests,
+        "requestsFailed": edge.http.failed,
     }

@@ -136,7 +136,17 @@ def _controller(facts: Facts) -> Controller:
     return Controller(ready=ready, why=why, counts=counts, root_ends_s=ends)
 
 
+def _waypoints(pods: list[Pod]) -> list[tuple[str, int, int]]:
+    """Count ready and all pods of each waypoint, by `namespace/gateway`."""
+    found: dict[str, list[Pod]] = {}
+    for pod in pods:
+        if GATEWAY_LABEL in pod.raw.labels:
+            found.setdefault(f"{pod.namespace}/{pod.raw.labels[GATEWAY_LABEL]}", []).append(pod)
+    return [(name, sum(not p.not_ready for p in own), len(own)) for name, own in sorted(found.items())]
+
+
 def _namespaces(pods: list[Pod]) -> list[tuple[str, int, int]]:
+    pods = [p for p in pods if GATEWAY_LABEL not in p.raw.labels]
     names = sorted({p.namespace for p in pods})
     return [
         (name, sum(p.enrolled for p in pods if p.namespace == name), sum(p.namespace == name for p in pods))
@@ -182,6 +192,14 @@ def _show(
         f", root certificate ends in {span(controller.root_ends_s - now)}" if controller.root_ends_s else ""
     )
     print(f"\ncontrol plane: {state}{f', serves {known}' if known else ''}{root}")
+    waypoints = [
+        name
+        + (screen.paint(" ready", "green") if ready else screen.paint(" not ready", "red"))
+        + (f" ({ready} of {count})" if count > 1 else "")
+        for name, ready, count in _waypoints(pods)
+    ]
+    if waypoints:
+        print(f"waypoints: {', '.join(waypoints)}")
     rows_of_namespaces = [
         (name, f"{meshed}/{count}", "" if facts.meshed(name) else Cell("not labelled", "dim"))
         for name, meshed, count in _namespaces(pods)
@@ -231,6 +249,7 @@ def _document(facts: Facts, nodes: list[Node], controller: Controller, waiting: 
             {"name": name, "enrolled": meshed, "pods": count, "labelled": facts.meshed(name)}
             for name, meshed, count in _namespaces(pods)
         ],
+        waypoints=[{"name": name, "ready": ready, "pods": count} for name, ready, count in _waypoints(pods)],
         pods=[
             {
                 "namespace": p.namespace,

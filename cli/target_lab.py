@@ -113,7 +113,9 @@ class LabTarget:
 
     def written(self, raw: RawObject) -> RawObject:
         """Return an object as it stands in the file that it was applied from; relative to here if below."""
-        found = store.written(raw)
+        applied = object_path(self._layout.objects, raw.kind, raw.namespace, raw.name)
+        # The controller's copy, which has a status, comes after what was applied.
+        found = store.written(raw, applied)
         path = Path(found.file)
         if found is raw or not path.is_relative_to(Path.cwd()):
             return found

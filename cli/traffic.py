@@ -168,7 +168,7 @@ def _describe(edge: Edge, one: Series) -> None:
     labels = one.labels
     edge.client_id = edge.client_id or _known(labels, "source_principal")
     edge.server_id = edge.server_id or _known(labels, "destination_principal")
-    if one.value and NAMES.get(one.name) in ("opened", "closed"):
+    if one.value and (NAMES.get(one.name) in ("opened", "closed") or one.name == REQUESTS):
         secured = labels.get("connection_security_policy") == "mutual_tls"
         edge.mutual_tls |= secured
         edge.plain |= not secured

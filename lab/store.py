@@ -84,10 +84,13 @@ def _origin_line(text: str) -> str:
     return first if first.startswith(ORIGIN) else ""
 
 
-def written(item: RawObject) -> RawObject:
-    """Return an applied object as it stands in the file that it was applied from, if that says the same."""
+def written(item: RawObject, applied: Path) -> RawObject:
+    """Return an object as it stands in the file that it was applied from, if that says the same.
+
+    `applied` is the lab's copy of it.
+    """
     try:
-        with open(item.file, encoding="utf-8") as file:
+        with applied.open(encoding="utf-8") as file:
             first = file.readline().rstrip("\n")
         if not first.startswith(ORIGIN):
             return item

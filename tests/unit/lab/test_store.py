@@ -36,10 +36,15 @@ def named(layout: Layout, name: str) -> RawObject:
     return found
 
 
+def written(layout: Layout, name: str) -> RawObject:
+    item = named(layout, name)
+    return store.written(item, Path(item.file))
+
+
 def test_the_line_is_that_of_the_file_that_was_applied(tmp_path: Path) -> None:
     layout, results = apply(tmp_path)
     assert results == ["created", "created"]
-    found = store.written(named(layout, "b"))
+    found = written(layout, "b")
     assert (found.file, found.line_of(("spec", "rules", 0))) == (str(tmp_path / "policies.yaml"), 12)
 
 
@@ -47,15 +52,15 @@ def test_a_file_that_has_changed_or_is_gone_is_not_named(tmp_path: Path) -> None
     layout, _ = apply(tmp_path)
     applied = named(layout, "b")
     (tmp_path / "policies.yaml").write_text(TEXT.replace("[x]", "[y]"))
-    assert store.written(applied) is applied
+    assert store.written(applied, Path(applied.file)) is applied
     (tmp_path / "policies.yaml").unlink()
-    assert store.written(applied) is applied
+    assert store.written(applied, Path(applied.file)) is applied
 
 
 def test_moving_an_object_is_no_change_of_it(tmp_path: Path) -> None:
     apply(tmp_path)
     layout, results = apply(tmp_path, "# more lines\n# above\n" + TEXT)
     assert results == ["unchanged", "unchanged"]
-    assert store.written(named(layout, "a")).line == 4
+    assert written(layout, "a").line == 4
     _, results = apply(tmp_path, TEXT.replace("[x]", "[z]"))
     assert results == ["unchanged", "configured"]
