@@ -17,6 +17,10 @@ from waypoint.proxy.client2 import Http2Client, Http2Try
 from waypoint.proxy.pool import Dial, Endpoint, PoolLimits
 from waypoint.proxy.streams import CallLater, Failure, UpstreamEvents, Watch
 
+_EXPECTED_STREAMS = 100
+"""What a connection that is being dialled will take, by the advice of RFC 9113 §6.5.2."""
+_PARALLEL_DIALS = 8
+"""Connections to one endpoint that are dialled at a time."""
 NEVER_S = 365 * 86_400.0
 """Idle timeout of connections that are kept for good."""
 
@@ -93,46 +97,53 @@ class Http2Pool:
                 client.close()
 
     def _dial_for(self, group: _Group) -> None:
-        """Dial for tries that wait, unless one is on its way or the limit is reached."""
-        if not group.waiting or group.dialling:
-            return
+        """Dial for tries that wait, unless enough dials are on their way or a limit is reached."""
+        while group.waiting and self._dial_one(group):
+            pass
+
+    def _dial_one(self, group: _Group) -> bool:
+        """Dial where tries wait that no other dial is for; False: there are none, or a limit is reached."""
+        if group.dialling:
+            expected = min(_EXPECTED_STREAMS, self._bounds(group.circuit).max_streams)
+            if group.dialling >= _PARALLEL_DIALS or len(group.waiting) <= group.dialling * expected:
+                return False
         # Every endpoint may have one, so that no request waits for a connection that never comes.
-        if group.circuit.connections_full and group.clients:
+        if group.circuit.connections_full and (group.clients or group.dialling):
             group.circuit.overflow(Bound.CONNECTIONS)
-            return
+            return False
         if self.connections >= self._limits.connections:
             if not group.clients:
                 words = f"{self.connections} connections are open, the limit"
                 self._fail_waiting(group, Failure.OVERFLOW, f"{words} (AMBIT_MAX_UPSTREAM_CONNECTIONS)")
-            return
-        group.dialling = True
+            return False
+        group.dialling += 1
         group.circuit.connections += 1
         self.connections += 1
         label = group.endpoint.label
         create_task(self._connect(group), name=f"dial {label} for HTTP/2", owner=self._owner)
+        return True
 
     async def _connect(self, group: _Group) -> None:
-        connected = False
         circuit = group.circuit
         timeout_s = circuit.policy.connect_timeout_s if circuit.source else self._limits.connect_s
+        end, detail = None, "the dial was given up"
         try:
             async with asyncio.timeout(timeout_s):
                 end = await self._dial(group.endpoint)
-            connected = True
         except TimeoutError:
             detail = f"did not accept within {timeout_s:g} s"
             if circuit.source:
                 detail += f" ({circuit.source}: connectTimeout)"
-            self._fail_waiting(group, Failure.CONNECT, detail)
-            return
         except DialError as error:
-            self._fail_waiting(group, Failure.CONNECT, error.detail)
-            return
+            detail = error.detail
         finally:
-            group.dialling = False
-            if not connected:
+            group.dialling -= 1
+            if end is None:
                 circuit.connections -= 1
                 self.connections -= 1
+        if end is None:
+            self._fail_waiting(group, Failure.CONNECT, detail)
+            return
         client = Http2Client(
             call_later=self._call_later,
             on_room=lambda _: self._serve(group),
@@ -171,6 +182,9 @@ class Http2Pool:
         self._dial_for(group)
 
     def _fail_waiting(self, group: _Group, failure: Failure, detail: str) -> None:
+        """Fail what waits, unless another dial is on its way that may serve it."""
+        if group.dialling:
+            return
         waiting, group.waiting = group.waiting, deque()
         for _ in waiting:
             group.left()
@@ -219,7 +233,7 @@ class _Group:
         self.clients: list[Http2Client] = []
         self.opened_s: dict[Http2Client, float] = {}
         self.waiting: deque[Http2Try] = deque()
-        self.dialling = False
+        self.dialling = 0
         self.retired = False
         self.load = 0
 

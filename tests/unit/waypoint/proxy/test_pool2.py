@@ -193,6 +193,33 @@ async def test_a_dial_that_fails_fails_all_that_wait_for_it() -> None:
         assert (b.pool.connections, b.pool.pending, b.pool.load("one")) == (0, 0, 0)
 
 
+async def test_many_tries_at_once_get_several_connections_at_once() -> None:
+    async with bench() as b:
+        b.let.clear()
+        logs = [b.ask() for _ in range(250)]
+        await settle()
+        assert b.dials == 3
+        b.let.set()
+        await settle()
+        assert (b.dials, b.pool.pending) == (3, 0)
+        assert sum(len(server.side.requests) for server in b.servers) == 250
+        assert not any(log.said for log in logs)
+
+
+async def test_of_several_dials_the_last_one_to_fail_fails_what_waits() -> None:
+    async with bench() as b:
+        b.let.clear()
+        logs = [b.ask() for _ in range(900)]
+        await settle()
+        assert b.dials == 8
+        b.refuse = True
+        b.let.set()
+        await settle()
+        assert b.dials == 8
+        assert all(log.said == [Failure.CONNECT] for log in logs)
+        assert (b.pool.connections, b.pool.pending) == (0, 0)
+
+
 async def test_a_dial_that_takes_too_long() -> None:
     async with bench(PoolLimits(connect_s=0.001)) as b:
         b.let.clear()
