@@ -16,6 +16,7 @@ from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
 from mesh.model.stream import StreamTable
+from mesh.model.telemetry import Observed, TelemetryPolicy, observe
 from mesh.model.token import RequestAuthentication
 from mesh.model.workload import GatewayAddress, NamespacedHostname, Workload
 from mesh.state.store import Store
@@ -35,6 +36,7 @@ from mesh.xds.request_authentication import (
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from mesh.xds.routes import ROUTE_TABLE_TYPE, decode_route_table
 from mesh.xds.streams import STREAM_TABLE_TYPE, decode_stream_table
+from mesh.xds.telemetry import TELEMETRY_TYPE, decode_telemetry
 from mesh.xds.updates import decode_update
 from waypoint.cluster.budget import Budget
 from waypoint.filters.tokens import Authentication
@@ -45,6 +47,7 @@ TYPES = (
     HTTP_AUTHORIZATION_TYPE,
     AUTHORISER_TYPE,
     REQUEST_AUTHENTICATION_TYPE,
+    TELEMETRY_TYPE,
     ENDPOINT_LABELS_TYPE,
     DESTINATION_TYPE,
     ROUTE_TABLE_TYPE,
@@ -89,6 +92,8 @@ class Tables:
         self._broken_authentications: dict[str, str] = {}
         self._authentications_of: dict[NamespacedHostname | None, Authentication | None] = {}
         self._providers: dict[str, Authoriser] = {}
+        self._telemetry: dict[str, TelemetryPolicy] = {}
+        self._observed: dict[NamespacedHostname | None, Observed] = {}
         self._guards: dict[NamespacedHostname | None, Guard] = {}
 
     # --- writes
@@ -101,11 +106,13 @@ class Tables:
             return rejections
         self._guards.clear()
         self._authentications_of.clear()
+        self._observed.clear()
         take, drop = {
             HTTP_AUTHORIZATION_TYPE: (self._take_policy, self._drop_policy),
             ROUTE_TABLE_TYPE: (self._take_routes, self._drop_routes),
             STREAM_TABLE_TYPE: (self._take_stream, self._drop_stream),
             AUTHORISER_TYPE: (self._take_provider, self._drop_provider),
+            TELEMETRY_TYPE: (self._take_telemetry, self._drop_telemetry),
             REQUEST_AUTHENTICATION_TYPE: (self._take_authentication, self._drop_authentication),
             DESTINATION_TYPE: (self._take_destination, self._drop_destination),
             ENDPOINT_LABELS_TYPE: (self._take_labels, self._drop_labels),
@@ -195,6 +202,12 @@ class Tables:
     def _drop_provider(self, name: str) -> None:
         self._providers.pop(name, None)
 
+    def _take_telemetry(self, name: str, value: bytes) -> None:
+        self._telemetry[name] = decode_telemetry(value)
+
+    def _drop_telemetry(self, name: str) -> None:
+        self._telemetry.pop(name, None)
+
     # --- reads
 
     def provider(self, name: str) -> Authoriser | None:
@@ -273,6 +286,15 @@ class Tables:
             names=tuple(authentication.key for authentication in found),
         )
 
+    def observed(self, service: NamespacedHostname | None) -> Observed:
+        """Return what is traced, logged and counted for a service, or (None) what is addressed without one."""
+        known = self._observed.get(service)
+        if known is None:
+            policies = self._telemetry.values()
+            known = observe(policies, gateway=self.gateway, service=service, root=self._root)
+            self._observed[service] = known
+        return known
+
     def _near(self, broken: Mapping[str, str], service: NamespacedHostname | None) -> list[tuple[str, str]]:
         """Return those broken objects that might be for a service: of its namespace, ours, or the root."""
         near = {self.namespace, self._root, *([service.namespace] if service is not None else ())}
@@ -281,8 +303,8 @@ class Tables:
     def _applies(
         self, policy: HttpAuthorization | RequestAuthentication, service: NamespacedHostname | None
     ) -> bool:
-        if policy.services:
-            return service in policy.services
+        if service is not None and service in policy.services:
+            return True
         return self.gateway in policy.waypoints or "*" in policy.waypoints
 
     def serves(self, target: Service | Workload) -> bool:
