@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import mesh  # noqa: F401  # before any test imports grpc: it settles how grpc forks
+from tests.support.eventually import PATIENCE
 from tests.support.leaks import Census
 
 LACKING = "this kernel has no", "this host has no"
@@ -25,6 +26,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = pyfuncitem._fixtureinfo.argnames
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test the time that this machine needs."""
+    if PATIENCE == 1:
+        return
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker is not None else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
 
 
 @pytest.hookimpl(wrapper=True)
