@@ -104,6 +104,7 @@ class Tries:
             cluster,
             host,
             shared.upstreams.now,
+            now_s,
             grpc=self._grpc,
             deadline_s=self._deadline(plan, now_s),
             cookie="" if plan.copied else self._cookie,

@@ -38,6 +38,7 @@ class Attempt:
         cluster: Cluster,
         host: Host,
         now: Callable[[], float],
+        started_s: float,
         *,
         grpc: bool,
         deadline_s: float = math.inf,
@@ -49,6 +50,7 @@ class Attempt:
             cluster: whose host it is.
             host: where it goes.
             now: monotonic time.
+            started_s: when it begins.
             grpc: whether the status to count is gRPC's.
             deadline_s: one that is given up from then on without an answer timed out.
             cookie: value of a Set-Cookie field to add to the response; empty: none.
@@ -62,7 +64,7 @@ class Attempt:
         self._cookie = cookie
         self._answered = False
         self._rated = False
-        self._started_s = now()
+        self._started_s = started_s
         cluster.begin(host)
 
     def on_response(self, head: ResponseHead) -> None:

@@ -250,7 +250,8 @@ class Cluster:
         """Take the status of an answer (gRPC's as its HTTP counterpart)."""
         if status >= 500 or status == _TOO_MANY:
             host.observe(FAILURE_LATENCY_S, now_s)
-        self._eject(host, self.outliers.answered(host, status), now_s)
+        if self.outliers.policy is not None:
+            self._eject(host, self.outliers.answered(host, status), now_s)
 
     def failed(self, host: Host, latency_s: float, now_s: float) -> None:
         """Take a try that ended without an answer."""

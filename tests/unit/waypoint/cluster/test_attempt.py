@@ -25,7 +25,13 @@ class Bench:
 
     def attempt(self, *, grpc: bool = False, deadline_s: float = math.inf, cookie: str = "") -> Attempt:
         return Attempt(
-            self.cluster, self.host, lambda: self.now_s, grpc=grpc, deadline_s=deadline_s, cookie=cookie
+            self.cluster,
+            self.host,
+            lambda: self.now_s,
+            self.now_s,
+            grpc=grpc,
+            deadline_s=deadline_s,
+            cookie=cookie,
         )
 
 
