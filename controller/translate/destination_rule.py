@@ -31,6 +31,8 @@ from mesh.model.destination import DestinationPolicy, EndpointLabels, Subset
 from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname, Workload
 
+MAX_SUBSETS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
@@ -80,6 +82,8 @@ def endpoint_labels(
                 everywhere.update(
                     label.partition("=")[0] for label in level.balancing.locality.failover_priority
                 )
+    if not everywhere and not any(by_service.values()):
+        return {}
     found = {}
     for labels, workload in workloads:
         asked = everywhere.union(*(by_service.get(service, ()) for service in workload.services))
@@ -126,7 +130,7 @@ def _level(world: World, obj: RawObject, fields: Fields) -> Level:
 def _subsets(
     world: World, obj: RawObject, fields: Fields
 ) -> Iterable[tuple[str, tuple[tuple[str, str], ...], Level]]:
-    for entry in fields.children("subsets"):
+    for entry in fields.children("subsets", MAX_SUBSETS):
         try:
             name = entry.text("name")
             if not name:

@@ -166,10 +166,13 @@ class Fields:
         """Read a mapping; empty when missing."""
         return Fields(self.obj, self._problems, self._mapping(name), (*self.path, name))
 
-    def children(self, name: str) -> list[Fields]:
-        """Read a list of mappings; empty when missing."""
+    def children(self, name: str, most: int | None = None) -> list[Fields]:
+        """Read a list of mappings, of `most` so many; empty when missing."""
         found = []
-        for index, value in enumerate(self._list(name)):
+        values = self._list(name)
+        if most is not None and len(values) > most:
+            raise self.wrong(name, f"holds {len(values)} entries, more than {most}")
+        for index, value in enumerate(values):
             path = (*self.path, name, index)
             if not isinstance(value, Mapping):
                 raise IllTypedError(path, "must be a mapping")

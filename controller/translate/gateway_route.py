@@ -32,10 +32,15 @@ from mesh.model.workload import NamespacedHostname
 
 _DURATION = re.compile(r"(?:(\d{1,5})h)?(?:(\d{1,5})m)?(?:(\d{1,5})s)?(?:(\d{1,5})ms)?")
 GATEWAY_API = "gateway.networking.k8s.io"
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _GROUPS = ("", "core")
 _ISTIO = "networking.istio.io"
 _NO_BACKEND = "BackendNotFound"
 
+MAX_WEIGHT = 1_000_000
+"""Gateway API's."""
+MAX_PARTS = 4096
+"""Matches and backends of one route; Gateway API's schema allows fewer."""
 Rank = tuple[Any, ...]
 """Sorts the matches of one kind; smaller goes first."""
 
@@ -117,6 +122,8 @@ def collect_routes(
             ports.setdefault((attachment.service, attachment.client_namespace), set()).add(attachment.port)
         result.parents.extend(read.parents)
         ranked = list(read.rules()) if ports else []
+        if read.too_large:
+            continue
         for scope, numbers in ports.items():
             scopes.setdefault(scope, []).append((numbers, ranked))
     for (service, client), attached in scopes.items():
@@ -163,6 +170,8 @@ class RouteReader:
         self._domain = cluster_domain
         self._findings = findings
         self.parents: list[Parent] = []
+        self.too_large = False
+        """Found by `rules`: the route is left out."""
 
     # --- of each kind
 
@@ -249,7 +258,18 @@ class RouteReader:
 
     def rules(self) -> Iterator[tuple[Rank, RouteRule]]:
         """Yield one rule per match, with the key that it is sorted by."""
-        for index, rule in enumerate(as_list(self._route.spec.get("rules", [{}]))):
+        written = as_list(self._route.spec.get("rules", [{}]))
+        count = sum(
+            max(1, len(as_list(as_mapping(rule).get(name))))
+            for rule in written
+            for name in ("matches", "backendRefs")
+        )
+        if count > MAX_PARTS:
+            reason = f"have {count} matches and backends, more than {MAX_PARTS}; the route has no effect"
+            self._find(("spec", "rules"), reason)
+            self.too_large = True
+            return
+        for index, rule in enumerate(written):
             path: Path = ("spec", "rules", index)
             source = f"{source_of(self._route)}#{index}"
             if not isinstance(rule, Mapping):
@@ -305,8 +325,8 @@ class RouteReader:
             where: Path = (*path, "backendRefs", index)
             reference = as_mapping(entry)
             weight = reference.get("weight", 1)
-            if not isinstance(weight, int) or isinstance(weight, bool) or weight < 0:
-                raise FieldError((*where, "weight"), "must be a whole number, 0 or more")
+            if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
+                raise FieldError((*where, "weight"), f"must be a whole number from 0 to {MAX_WEIGHT}")
             service, port, problem, code = self._resolve(reference)
             if problem:
                 problem = f"{problem} ({code})"
@@ -400,7 +420,7 @@ def _pairs(raw: Any, path: Path) -> tuple[tuple[str, str], ...]:
     for index, entry in enumerate(as_list(raw)):
         item = as_mapping(entry)
         name, value = str(item.get("name", "")).lower(), str(item.get("value", ""))
-        if not name or any(character in name + value for character in "\r\n\0"):
+        if _FIELD_NAME.fullmatch(name) is None or any(character in value for character in "\r\n\0"):
             raise FieldError((*path, index), "is no valid header")
         found.setdefault(name, value)
     return tuple(found.items())

@@ -46,6 +46,8 @@ from mesh.model.workload import NamespacedHostname
 __all__ = ["Finding", "Parent", "translate_http_routes"]
 
 DEFAULT_ATTEMPTS = 2
+MAX_ATTEMPTS = 1000
+MAX_AGE_S = 2**31 - 1
 REDIRECT_CODES = (301, 302, 303, 307, 308)
 
 
@@ -78,7 +80,7 @@ class _HttpRouteReader(RouteReader):
             hostname = _text(value, "hostname", (*path, "urlRewrite"))
             return replace(rule, rewrite=Rewrite(path=rewritten, hostname=hostname))
         if kind == "CORS":
-            return replace(rule, cors=_cors(as_mapping(raw.get("cors"))))
+            return replace(rule, cors=_cors(as_mapping(raw.get("cors")), (*path, "cors")))
         return super().read_filter(rule, raw, path, matches)
 
     def read_rest(self, rule: RouteRule, raw: Mapping[str, Any], path: Path) -> RouteRule:
@@ -164,14 +166,18 @@ def _path_rewrite(raw: Any, path: Path, matches: Sequence[RequestMatch]) -> Path
     raise FieldError((*path, "type"), f"{value.get('type')!r} is not supported")
 
 
-def _cors(raw: Mapping[str, Any]) -> Cors:
+def _cors(raw: Mapping[str, Any], path: Path) -> Cors:
     max_age = raw.get("maxAge")
+    if max_age is not None and (isinstance(max_age, bool) or not isinstance(max_age, int)):
+        raise FieldError((*path, "maxAge"), "must be a whole number of seconds")
+    if max_age is not None and not 0 <= max_age <= MAX_AGE_S:
+        raise FieldError((*path, "maxAge"), f"must be from 0 to {MAX_AGE_S}")
     return Cors(
         origins=tuple(_origin(str(origin)) for origin in as_list(raw.get("allowOrigins"))),
         methods=tuple(str(method) for method in as_list(raw.get("allowMethods"))),
         headers=tuple(str(name) for name in as_list(raw.get("allowHeaders"))),
         expose=tuple(str(name) for name in as_list(raw.get("exposeHeaders"))),
-        max_age_s=int(max_age) if isinstance(max_age, int) else 5,
+        max_age_s=5 if max_age is None else max_age,
         credentials=raw.get("allowCredentials") is True,
     )
 
@@ -188,8 +194,8 @@ def _retry(raw: Mapping[str, Any], path: Path) -> Retry:
     if any(not isinstance(code, int) or not 400 <= code <= 599 for code in codes):
         raise FieldError((*path, "codes"), "must be status codes from 400 to 599")
     attempts = raw.get("attempts", DEFAULT_ATTEMPTS)
-    if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 0:
-        raise FieldError((*path, "attempts"), "must be a whole number, 0 or more")
+    if not isinstance(attempts, int) or isinstance(attempts, bool) or not 0 <= attempts <= MAX_ATTEMPTS:
+        raise FieldError((*path, "attempts"), f"must be a whole number from 0 to {MAX_ATTEMPTS}")
     backoff_s = read_duration(raw.get("backoff"), (*path, "backoff"))
     return Retry(
         attempts=attempts,

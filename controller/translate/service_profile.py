@@ -29,6 +29,8 @@ from mesh.model.workload import NamespacedHostname
 GROUP = "linkerd.io"
 MAX_ATTEMPTS = 10
 """Linkerd bounds retries by the budget alone; this bounds what one request takes of it."""
+MAX_ROUTES = 1024
+MAX_OVERRIDES = 256
 DEFAULT_BUDGET = RetryBudget(percent=20.0, interval_s=10.0, min_per_second=10.0)
 _NOT_HTTP = (AppProtocol.TCP, AppProtocol.TLS)
 
@@ -133,7 +135,7 @@ class _Translator:
         fields = spec(obj, self._world.problems)
         source = f"ServiceProfile/{obj.namespace}/{obj.name}"
         try:
-            children = fields.children("routes")
+            children = fields.children("routes", MAX_ROUTES)
             profile = _Profile(
                 overrides=self._overrides(fields),
                 budget=self._budget(fields),
@@ -178,7 +180,7 @@ class _Translator:
 
     def _overrides(self, fields: Fields) -> tuple[Backend, ...]:
         found = []
-        for index, child in enumerate(fields.children("dstOverrides")):
+        for index, child in enumerate(fields.children("dstOverrides", MAX_OVERRIDES)):
             raw = fields.obj.spec["dstOverrides"][index].get("weight")
             weight = parse_quantity(0 if raw is None else raw)
             if weight is None:

@@ -25,6 +25,8 @@ from mesh.model.workload import NamespacedHostname
 SPLITS = "split.smi-spec.io"
 SPECS = "specs.smi-spec.io"
 SKIP = "smi.linkerd.io/skip"
+MAX_PARTS = 256
+"""Backends or matches of one object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +80,12 @@ def _read(
 ) -> tuple[NamespacedHostname, Split]:
     fields = spec(obj, world.problems)
     apex = _service(world, fields, "service", services)
-    matching = bool(fields.children("matches"))
-    matches = tuple(match for child in fields.children("matches") for match in _reference(world, obj, child))
+    references = fields.children("matches", MAX_PARTS)
+    matches = tuple(match for child in references for match in _reference(world, obj, child))
     backends = _backends(world, fields, services)
     fields.finish()
     source = f"TrafficSplit/{obj.namespace}/{obj.name}#0"
-    return apex, Split(obj=obj, source=source, backends=backends, matches=matches, matching=matching)
+    return apex, Split(obj=obj, source=source, backends=backends, matches=matches, matching=bool(references))
 
 
 def _service(
@@ -105,7 +107,7 @@ def _backends(
     world: World, fields: Fields, services: Mapping[NamespacedHostname, Service]
 ) -> tuple[Backend, ...]:
     found: list[tuple[NamespacedHostname, Any]] = []
-    for child in fields.children("backends"):
+    for child in fields.children("backends", MAX_PARTS):
         raw = child.obj.spec["backends"][child.path[-1]].get("weight")
         weight = parse_quantity(0 if raw is None else raw)
         if weight is None:
@@ -138,7 +140,7 @@ def _reference(world: World, obj: RawObject, fields: Fields) -> list[RequestMatc
         raise fields.wrong("name", f"HTTPRouteGroup {obj.namespace}/{name} does not exist")
     theirs = spec(group, world.problems)
     found = []
-    for child in theirs.children("matches"):
+    for child in theirs.children("matches", MAX_PARTS):
         try:
             found.append(_match(child))
         except IllTypedError as error:

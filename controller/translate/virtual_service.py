@@ -30,6 +30,8 @@ from mesh.model.stream import StreamTable
 from mesh.model.workload import NamespacedHostname
 
 KIND = "VirtualService"
+MAX_HOSTS = 1024
+MAX_ROUTES = 1024
 _NOT_HTTP = (AppProtocol.TCP, AppProtocol.TLS)
 _HTTP = (AppProtocol.HTTP11, AppProtocol.HTTP2, AppProtocol.GRPC)
 
@@ -191,6 +193,8 @@ class _Translator:
         fields = spec(obj, self._world.problems)
         try:
             hosts, gateways = fields.strings("hosts"), fields.strings("gateways")
+            if len(hosts) > MAX_HOSTS:
+                raise fields.wrong("hosts", f"names {len(hosts)} hosts, more than {MAX_HOSTS}")
             exports = Exports(fields, obj.namespace)
             if not hosts:
                 return None
@@ -199,7 +203,9 @@ class _Translator:
                 fields.report("gateways", reason)
                 return None
             rules = tuple(self._rules(fields))
-            streams = tuple(self._stream(child, index) for index, child in enumerate(fields.children("tcp")))
+            streams = tuple(
+                self._stream(child, index) for index, child in enumerate(fields.children("tcp", MAX_ROUTES))
+            )
         except IllTypedError as error:
             self._world.report(obj, error, "the VirtualService has no effect")
             return None
@@ -212,7 +218,7 @@ class _Translator:
 
     def _rules(self, fields: Fields) -> list[HttpRule]:
         found = []
-        for index, child in enumerate(fields.children("http")):
+        for index, child in enumerate(fields.children("http", MAX_ROUTES)):
             if child.has("delegate"):
                 found += self._delegate(child, index)
             else:
@@ -250,7 +256,7 @@ class _Translator:
             theirs = spec(target, self._world.problems)
             if not Exports(theirs, namespace).visible_in(obj.namespace):
                 raise fields.wrong("delegate", f"{namespace}/{name} is not exported to {obj.namespace}")
-            theirs.children("http")
+            theirs.children("http", MAX_ROUTES)
             theirs.skip("hosts", "gateways")
             theirs.finish()
         except IllTypedError as error:

@@ -38,6 +38,8 @@ from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname
 
 MAX_WEIGHT = 2**31 - 1
+MAX_PARTS = 256
+"""Matches, destinations or mirrors of one route."""
 UNRESOLVED = 503
 """What a destination that does not exist is answered with (Envoy's NC)."""
 _ACTIONS = ("route", "redirect", "directResponse")
@@ -121,7 +123,7 @@ class HttpReader:
 
     def _entries(self, fields: Fields) -> tuple[Entry, ...]:
         try:
-            children = fields.children("match")
+            children = fields.children("match", MAX_PARTS)
         except IllTypedError as error:
             self._report(error, "the route matches nothing")
             return ()
@@ -171,7 +173,7 @@ class HttpReader:
         Raises:
             IllTypedError: it cannot be read, or no destination has a weight.
         """
-        children = fields.children("route")
+        children = fields.children("route", MAX_PARTS)
         found = []
         for child in children:
             # Of several destinations one without a weight has 0; a single one needs none.
@@ -226,7 +228,7 @@ class HttpReader:
             for name in ("mirrorPercentage", "mirrorPercent"):
                 if fields.has(name):
                     fields.report(name, "has no effect without mirror")
-        for child in fields.children("mirrors"):
+        for child in fields.children("mirrors", MAX_PARTS):
             percent = read_percent(child, "percentage", "percent", 100.0)
             found.append(self._mirror(child.child("destination"), percent))
             child.finish()

@@ -16,7 +16,7 @@ from mesh.config.objects import RawObject, make_object
 from mesh.model.route import RouteTable
 from mesh.model.service import Service, ServicePort
 from mesh.model.workload import NamespacedHostname
-from mesh.xds.routes import route_table_name
+from mesh.xds.routes import encode_route_table, route_table_name
 from waypoint.http.message import Framing, RequestHead
 from waypoint.routing.match import RouteMatcher
 from waypoint.routing.plan import Answer, Forward, plan_request
@@ -282,6 +282,14 @@ def test_a_backend_that_cannot_be_answers_500_and_is_reported(reference: str, re
         ("filters: [{type: RequestRedirect, requestRedirect: {hostname: 5}}]", "must be text"),
         ("filters: [{type: RequestRedirect, requestRedirect: {port: 0}}]", "port number"),
         ("filters: [{type: URLRewrite, urlRewrite: {hostname: 5}}]", "must be text"),
+        ("filters: [{type: CORS, cors: {maxAge: -1}}]", "from 0"),
+        ("filters: [{type: CORS, cors: {maxAge: x}}]", "whole number"),
+        ("retry: {attempts: 1001}", "whole number"),
+        ("backendRefs: [{name: echo, port: 80, weight: 1000001}]", "whole number"),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: a b, value: c}]}}]",
+            "valid header",
+        ),
         (
             "filters: [{type: RequestHeaderModifier,"
             ' requestHeaderModifier: {set: [{name: x, value: "a\\r\\nb: c"}]}}]',
@@ -363,9 +371,58 @@ JSON = st.recursive(
 )
 
 
-@given(JSON)
-def test_no_rule_raises(value: Any) -> None:
+ODD = st.sampled_from([0, 1, -1, 80, 300, 2**32, 2**64, 0.5, "", "1s", "/", "x", True, None])
+FILTERS = st.one_of(
+    *(
+        st.fixed_dictionaries(
+            {
+                "type": st.just(name),
+                field: st.dictionaries(
+                    st.sampled_from(
+                        ["scheme", "hostname", "port", "statusCode", "percent", "maxAge", "path"]
+                    ),
+                    ODD,
+                    max_size=3,
+                ),
+            }
+        )
+        for name, field in (
+            ("RequestRedirect", "requestRedirect"),
+            ("RequestMirror", "requestMirror"),
+            ("CORS", "cors"),
+        )
+    )
+)
+RULES = st.fixed_dictionaries(
+    {},
+    optional={
+        "backendRefs": st.lists(
+            st.fixed_dictionaries(
+                {"name": st.just("echo"), "port": st.just(80) | ODD}, optional={"weight": ODD}
+            ),
+            max_size=2,
+        ),
+        "filters": st.lists(FILTERS, max_size=2),
+        "retry": st.dictionaries(st.sampled_from(["attempts", "backoff", "codes"]), ODD | st.lists(ODD)),
+        "timeouts": st.dictionaries(st.sampled_from(["request", "backendRequest"]), ODD),
+    },
+)
+
+
+@given(JSON | RULES)
+def test_no_rule_raises_and_what_comes_of_it_can_be_sent(value: Any) -> None:
     raw = route("rules: []")
     raw.data["spec"]["rules"] = [value, {"matches": [value], "filters": [value], "backendRefs": [value]}]
     made = translated(raw)
     assert all(finding.reason for finding in made.findings)
+    for each in made.tables.values():
+        assert encode_route_table(each)
+
+
+def test_a_route_of_too_many_parts_has_no_effect() -> None:
+    match = {"path": {"value": "/x"}}
+    raw = route("rules: []")
+    raw.data["spec"]["rules"] = [{"matches": [match] * 64} for _ in range(70)]
+    made = translated(raw)
+    assert made.tables == {}
+    assert "more than 4096" in made.findings[0].reason

@@ -90,6 +90,8 @@ def test_tcp_ports_have_no_table() -> None:
         ("hosts: [bare]\nhttp: [{redirect: {uri: /}}]", "spec.hosts.0", "only waypoints honour"),
         ("gateways: [ingress]", "spec.gateways", "gateway mesh only"),
         ("hosts: 5", "spec.hosts", "list"),
+        (f"hosts: {['a'] * 1025}", "spec.hosts", "more than 1024"),
+        (f"http: {[{}] * 1025}", "spec.http", "more than 1024"),
         ("http: [5]", "spec.http.0", "mapping"),
         ("tls: [{}]", "spec.tls", "do not look for server names"),
         ("colour: red", "spec.colour", "not known"),
