@@ -137,7 +137,8 @@ def _controller(facts: Facts) -> Outcome:
     try:
         facts.target.request(CONTROLLER, "/ready")
     except CliError as error:
-        return failed(Code.CONTROLLER, error.what)
+        logs = facts.target.command("lab logs controller --tail 20")
+        return failed(Code.CONTROLLER, error.what, remedy=f"look at its log: `{logs}`")
     return ok()
 
 

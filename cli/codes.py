@@ -36,7 +36,7 @@ class Code(enum.Enum):
         "AMB3003",
         EXIT_UNREACHABLE,
         "A part of the mesh does not answer on its admin port.",
-        "`ambit check` says which parts run; `ambit lab logs PART` shows why one ended",
+        "`ambit check` says which parts run",
     )
     BAD_ANSWER = (
         "AMB3004",
@@ -87,6 +87,13 @@ class Code(enum.Enum):
         "run it with sudo",
     )
 
+    NO_KUBECTL = (
+        "AMB3012",
+        EXIT_UNREACHABLE,
+        "The cluster is reached over kubectl, which did not do what it was asked.",
+        "run the same kubectl command by hand; --context and --kubeconfig choose a cluster",
+    )
+
     # What `check` looks at: this machine and its programs.
     KERNEL = (
         "AMB3101",
@@ -118,13 +125,13 @@ class Code(enum.Enum):
         "AMB3111",
         EXIT_CHECK,
         "The controller does not answer on its admin port.",
-        "look at its log: `ambit lab logs controller`",
+        "look at its log",
     )
     CONTROLLER_READY = (
         "AMB3112",
         EXIT_CHECK,
         "The controller runs, but has not read the objects yet; proxies get nothing from it.",
-        "look at its log: `ambit lab logs controller`",
+        "look at its log",
     )
     REFUSED_OBJECTS = (
         "AMB3113",
@@ -162,19 +169,19 @@ class Code(enum.Enum):
         "AMB3121",
         EXIT_CHECK,
         "The node agent does not answer; new pods of the node cannot be enrolled, enrolled ones stay so.",
-        "look at its log: `ambit lab logs agent@NODE`",
+        "look at its log",
     )
     AGENT_READY = (
         "AMB3122",
         EXIT_CHECK,
         "The node agent runs, but cannot enrol pods yet.",
-        "it names what it waits for; look at its log: `ambit lab logs agent@NODE`",
+        "it names what it waits for; its log says more",
     )
     BPF = (
         "AMB3123",
         EXIT_CHECK,
         "Programs that capture traffic are not attached where they should be.",
-        "restart the agent of the node (`ambit lab restart agent NODE`): it puts them back",
+        "restart the agent of the node: it puts them back",
     )
     BPF_NEIGHBOURS = (
         "AMB3124",
@@ -198,25 +205,25 @@ class Code(enum.Enum):
         "AMB3127",
         EXIT_CHECK,
         "ztunnel does not answer on its admin port; enrolled pods of the node have no traffic.",
-        "look at its log: `ambit lab logs ztunnel@NODE`",
+        "look at its log",
     )
     ZTUNNEL_READY = (
         "AMB3128",
         EXIT_CHECK,
         "ztunnel runs, but is not ready for traffic.",
-        "it names what it waits for; look at its log: `ambit lab logs ztunnel@NODE`",
+        "it names what it waits for; its log says more",
     )
     ZTUNNEL_HANDOFF = (
         "AMB3129",
         EXIT_CHECK,
         "The agent gives pods to ztunnel over a socket; no ztunnel is connected to it.",
-        "look at both logs: `ambit lab logs agent@NODE`, `ambit lab logs ztunnel@NODE`",
+        "look at the logs of both, the agent and the ztunnel of that node",
     )
     SYNC = (
         "AMB3130",
         EXIT_CHECK,
         "ztunnel has no connection to the controller: it works with the last state that it was told.",
-        "look at both logs: `ambit lab logs controller`, `ambit lab logs ztunnel@NODE`",
+        "look at both logs, the controller's and that of ztunnel on the node",
     )
     LAG = (
         "AMB3131",

@@ -15,6 +15,8 @@ def add_common(parser: argparse.ArgumentParser, *, formats: tuple[str, ...] = FO
         "--lab", metavar="NAME", help="the lab (default: $AMBIT_LAB, or the only one that is up)"
     )
     parser.add_argument("--state", type=Path, metavar="DIR", help="the lab's directory")
+    parser.add_argument("--context", metavar="NAME", help="a Kubernetes cluster: kubectl's context")
+    parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="kubectl's configuration")
     if formats:
         parser.add_argument("-o", "--output", choices=formats, default=formats[0], help="how to write it")
     parser.add_argument(

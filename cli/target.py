@@ -177,25 +177,56 @@ def labs() -> list[str]:
 
 
 def open_target(options: argparse.Namespace) -> Target:
-    """Find the mesh that the options mean: --state, --lab, $AMBIT_LAB, or the only lab that is up.
+    """Find the mesh that the options mean.
+
+    --lab or --state is a lab, --context or --kubeconfig a cluster; else the only lab that is up,
+    else the cluster that kubectl is set to.
 
     Raises:
         CliError: there is none, several, or it cannot be seen without root.
     """
+    context, kubeconfig = getattr(options, "context", None), getattr(options, "kubeconfig", None)
+    name = options.lab or os.environ.get("AMBIT_LAB", "")
+    explicit = bool(name or options.state)
+    if (context or kubeconfig) and not options.lab and not options.state:
+        return _open_cluster(context, kubeconfig)
+    if not explicit and not _seen_labs():
+        from cli.target_kube import usable
+
+        if usable():
+            return _open_cluster(None, None)
+    return _open_lab(name, options.state)
+
+
+def _seen_labs() -> list[str]:
+    try:
+        return labs()
+    except PermissionError:
+        return []
+
+
+def _open_cluster(context: str | None, kubeconfig: Path | None) -> Target:
+    from cli.target_kube import Kubectl, KubeTarget
+
+    kubectl = Kubectl(context or "", kubeconfig)
+    if not context:
+        kubectl = Kubectl(kubectl.run("config", "current-context").strip(), kubeconfig)
+    return KubeTarget(kubectl)
+
+
+def _open_lab(name: str, state: Path | None) -> Target:
     from cli.target_lab import LabTarget
     from lab.errors import LabError
     from lab.layout import load_layout
 
     if os.geteuid() != 0:
         raise CliError(Code.NOT_HERE, "a lab's nodes cannot be entered without root")
-    name = options.lab or os.environ.get("AMBIT_LAB", "")
-    state = options.state
     if state is None:
         up = labs()
         if not name and len(up) > 1:
             raise CliError(Code.WHICH_MESH, f"{len(up)} labs are up: {', '.join(up)}")
         if not name and not up:
-            raise CliError(Code.NO_MESH, "no lab is up on this machine")
+            raise CliError(Code.NO_MESH, "no lab is up on this machine, and kubectl is set to no cluster")
         if name and name not in up:
             known = f"; up are {', '.join(up)}" if up else ""
             raise CliError(Code.NO_MESH, f"no lab {name} is up on this machine{known}")

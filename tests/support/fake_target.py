@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cli.target import Answer, Listener, Part, Program, UnreachableError
@@ -87,3 +88,7 @@ class FakeTarget:
     def delete(self, kind: str, namespace: str, name: str) -> bool:
         self.deleted.append((kind, namespace, name))
         return True
+
+
+FAKE_KUBECTL = Path(__file__).with_name("fake_kubectl.py")
+"""A program that stands for kubectl (see there)."""

@@ -264,5 +264,5 @@ def test_a_finding_says_what_why_and_what_to_do() -> None:
     lines = lines_of(results(target)["node1/handoff"], Screen(colour=False, unicode=True, width=200))
     assert lines[0].strip() == "✗ ztunnel takes pods from the agent"
     assert lines[1].strip() == "no ztunnel has taken over the node's pods"
-    assert lines[2].strip().startswith("what to do: look at both logs")
+    assert lines[2].strip().startswith("what to do: look at the logs of both")
     assert lines[2].endswith("(AMB3129)")
