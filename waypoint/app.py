@@ -11,7 +11,7 @@ import random
 import signal
 import socket
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from mesh.config.environment import ListenAddress
@@ -22,6 +22,7 @@ from mesh.identity.certificate import WorkloadCertificate
 from mesh.identity.contexts import TlsContexts
 from mesh.identity.manager import CertificateManager
 from mesh.identity.spiffe import SpiffeId
+from mesh.model.telemetry import Tracer, TracerProtocol
 from mesh.model.workload import Workload
 from mesh.net.listener import Listener
 from mesh.net.relay import End
@@ -34,6 +35,7 @@ from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.runtime.version import VERSION
 from mesh.telemetry.metrics import (
     BUILD,
+    TRACE_SPANS,
     TUNNEL_HANDSHAKE_SECONDS,
     XDS_MESSAGE_BYTES,
     XDS_MESSAGES,
@@ -41,6 +43,7 @@ from mesh.telemetry.metrics import (
     Metric,
 )
 from mesh.telemetry.series import Recorder, Totals
+from mesh.telemetry.trace_export import Emitter
 from mesh.xds.client import Node, Settings, Status, XdsClient
 from mesh.xds.destinations import DESTINATION_TYPE, ENDPOINT_LABELS_TYPE
 from mesh.xds.gauges import StateCollector
@@ -49,21 +52,27 @@ from waypoint.admin import Admin
 from waypoint.config import Config
 from waypoint.dial import Dialer
 from waypoint.explain import answer_question
-from waypoint.fetch import Fetcher
+from waypoint.fetch import Fetcher, begin_own
 from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
 from waypoint.inbound import Inbound
+from waypoint.proxy.call import Open
 from waypoint.proxy.pool import Endpoint, Pool, PoolLimits
 from waypoint.proxy.pool2 import Http2Pool
 from waypoint.requests import Proxy
 from waypoint.tables import TYPES, Tables
 from waypoint.telemetry import Telemetry
+from waypoint.trace_queue import TraceQueues
+from waypoint.tracing import Tracing
 from waypoint.tries import Shared
 from waypoint.upstreams import Address, Upstreams
 
 _log = logging.getLogger("waypoint")
 
 TICK_S = 1.0
+PIECE_PAUSE_S = 0.001
+TRACES_DRAIN_S = 2.0
+"""What a process that ends waits for collectors at most."""
 POOL_IDLE_S = 300.0
 TUNNEL_TIMEOUT_S = 15.0
 WANT_CERTIFICATE_S = 5.0
@@ -175,6 +184,7 @@ class App:
             now=self.clock.monotonic,
             random=random.random,
             close_idle=close_idle,
+            defer=_in_pieces,
         )
         dialer = Dialer(
             self._opener,
@@ -183,6 +193,12 @@ class App:
             connect_timeout_s=config.connect_timeout_s,
             random=random.random,
         )
+
+        def open_tracer(tracer: Tracer) -> Open:
+            chosen = pool2 if tracer.protocol is TracerProtocol.OTLP_GRPC else pool
+            return begin_own(self.tables, upstreams, chosen, tracer.service, tracer.port)
+
+        self.traces = TraceQueues(_emitter(config), open_tracer, self._count_spans, self._tasks)
         fetcher = Fetcher(self.tables, upstreams, pool, config.namespace)
         return Proxy(
             tables=self.tables,
@@ -198,6 +214,9 @@ class App:
             checker=TokenChecker(),
             clock=self.clock,
             telemetry=telemetry,
+            tracing=Tracing(
+                self.traces.offer, self.clock, random.random, random.getrandbits, config.cluster_id
+            ),
             call_later=_call_later,
             random=random.random,
         )
@@ -345,6 +364,9 @@ class App:
             self._collect()
             self._totals.evict(self.clock.monotonic() - self.config.series_idle_s)
 
+    def _count_spans(self, provider: str, result: str, spans: int) -> None:
+        self._recorder.add(TRACE_SPANS, (provider, result), spans)
+
     def _collect(self) -> None:
         """Bring what was counted into the totals."""
         for metric, counter in (
@@ -375,6 +397,7 @@ class App:
         for listener in self._listeners:
             listener.close()
         self.inbound.close()
+        await self.traces.drain(TRACES_DRAIN_S)
         await self._tasks.close()
         self.proxy.pool.close_idle()
         self.proxy.pool2.close_idle()
@@ -393,6 +416,28 @@ class App:
 
 def _call_later(delay_s: float, callback: object) -> asyncio.TimerHandle:
     return asyncio.get_running_loop().call_later(delay_s, callback)  # type: ignore[arg-type]
+
+
+def _emitter(config: Config) -> Emitter:
+    """Build the resource that spans are of; `service.name` as Istio's waypoints have it."""
+    attributes = {
+        "service.namespace": config.namespace,
+        "service.instance.id": config.pod,
+        "service.version": VERSION,
+        "k8s.pod.name": config.pod,
+        "k8s.namespace.name": config.namespace,
+        "k8s.node.name": config.node,
+        "k8s.cluster.name": config.cluster_id,
+    }
+    return Emitter(
+        service=f"{config.gateway}.{config.namespace}", version=VERSION, attributes=tuple(attributes.items())
+    )
+
+
+def _in_pieces(step: Callable[[], bool]) -> None:
+    """Run a piece of long work on each turn of the loop, so that requests are served in between."""
+    if step():
+        _call_later(PIECE_PAUSE_S, lambda: _in_pieces(step))
 
 
 def _node(config: Config) -> Node:

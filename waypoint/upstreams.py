@@ -51,6 +51,7 @@ class Upstreams:
         now: Callable[[], float],
         random: Random,
         close_idle: Callable[[Sequence[Hashable]], None],
+        defer: Callable[[Callable[[], bool]], None] | None = None,
     ) -> None:
         """Build it.
 
@@ -61,6 +62,7 @@ class Upstreams:
             now: monotonic time.
             random: draws from [0, 1).
             close_idle: told the keys of addresses that are no endpoints any more.
+            defer: runs long work in pieces (`Cluster`); None: at once.
         """
         self._tables = tables
         self._own = own
@@ -68,6 +70,7 @@ class Upstreams:
         self.now = now
         self.random = random
         self._close_idle = close_idle
+        self._defer = defer
         self._clusters: dict[tuple[NamespacedHostname, int, str], Cluster] = {}
         self._generation = 0
         self._ways: dict[Cluster, tuple[Way, str]] = {}
@@ -91,7 +94,7 @@ class Upstreams:
             return None
         if made is None:
             key = ClusterKey(service=service.key, port=port, subset=subset)
-            made = Cluster(key, self.random, on_ejected=self._ejected, on_back=self._back)
+            made = Cluster(key, self.random, on_ejected=self._ejected, on_back=self._back, defer=self._defer)
             made.used_s = self.now()
             self._clusters[service.key, port, subset] = made
         self._update(made, service, destination, policy)

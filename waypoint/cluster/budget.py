@@ -27,6 +27,14 @@ class Budget:
         self._sums = [0, 0]
         self._slot = 0
 
+    def configure(self, policy: RetryBudget | None) -> None:
+        """Take another policy; what is under way stays counted."""
+        before, self.policy = self.policy, policy
+        if policy is not None and (before is None or before.interval_s != policy.interval_s):
+            self._requests, self._retries = [0] * _SLOTS, [0] * _SLOTS
+            self._sums = [0, 0]
+            self._slot = 0
+
     def begin(self, now_s: float) -> None:
         """Count a request in."""
         self.active += 1

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 from mesh.model.address import IPAddress
-from mesh.model.destination import Balancer, TrafficPolicy, Warmup
+from mesh.model.destination import Balancer, ConsistentHash, TrafficPolicy, Warmup
 from mesh.model.locality import Locality
 from mesh.model.service import AppProtocol, LoadBalancing
 from mesh.model.workload import NamespacedHostname
 from mesh.state.balance import Random
 from waypoint.cluster.budget import DEFAULT_BUDGET, Budget
 from waypoint.cluster.circuit import Circuit
-from waypoint.cluster.hashing import Table, make_table
+from waypoint.cluster.hashing import Table, build_table
 from waypoint.cluster.host import Address, Host
 from waypoint.cluster.locality import Levels, Self, make_levels, spread
 from waypoint.cluster.outlier import Cause, Outliers
@@ -33,6 +33,9 @@ _WARMUP_STEPS = 50
 FAILURE_LATENCY_S = 5.0
 """Latency that a failure counts as: one that fails fast must not look quick. Source: Linkerd."""
 _TOO_MANY = 429
+_MANTISSA = 2**53 - 1
+OLDER_DRAWS = 8
+"""Entries of an older table that are looked at for a host that is still there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +75,25 @@ class Settings:
 class _Share:
     """Hosts that take a part of the requests, with the picker among them."""
 
-    __slots__ = ("hosts", "picker", "table")
+    __slots__ = ("building", "hosts", "older", "picker", "table")
 
     def __init__(self, hosts: tuple[Host, ...], picker: Picker) -> None:
         self.hosts = hosts
         self.picker = picker
         self.table: Table | None = None
         """Made when the first request with a key comes."""
+        self.building: Generator[None, None, Table] | None = None
+        self.older: Table | None = None
+        """One of former hosts, that serves until there is a new one."""
 
 
 class Cluster:
-    """Loop thread only. `on_ejected` and `on_back` are told of hosts that are left out and taken back."""
+    """Loop thread only.
+
+    `on_ejected` and `on_back` are told of hosts that are left out and taken back. `defer`
+    calls what it is given time and again, with pauses, until that returns False; None: all
+    is done at once.
+    """
 
     def __init__(
         self,
@@ -91,11 +102,13 @@ class Cluster:
         *,
         on_ejected: Callable[[Cluster, Host, Cause], None] = lambda *_: None,
         on_back: Callable[[Cluster, Host], None] = lambda *_: None,
+        defer: Callable[[Callable[[], bool]], None] | None = None,
     ) -> None:
         self.key = key
         self._random = random
         self._on_ejected = on_ejected
         self._on_back = on_back
+        self._defer = defer
         self.settings = Settings()
         self.circuit = Circuit(str(key))
         self.budget = Budget(DEFAULT_BUDGET)
@@ -162,9 +175,7 @@ class Cluster:
             # Who bounds retries by their number has said how many there may be.
             budget = DEFAULT_BUDGET
         if budget != self.budget.policy:
-            active, retrying = self.budget.active, self.budget.retrying
-            self.budget = Budget(budget)
-            self.budget.active, self.budget.retrying = active, retrying
+            self.budget.configure(budget)
 
     # --- choice
 
@@ -192,14 +203,42 @@ class Cluster:
         share = self._shares[0]
         if len(self._shares) > 1:
             # A key keeps its place, too, as long as places keep their shares.
-            point = self._random() if key is None else (key >> 11) / 2**53
+            # Another hash of it, as the key itself decides within the place.
+            point = self._random() if key is None else (hash((key, 1)) & _MANTISSA) / (_MANTISSA + 1)
             share = self._shares[min(bisect_right(self._bounds, point), len(self._shares) - 1)]
         by = self.settings.policy.balancing.hash
         if key is None or by is None:
             return share.picker.pick(self._random, now_s)
-        if share.table is None:
-            share.table = make_table(by, share.hosts, lambda host: host.weight)
-        return share.table.find(key, attempt)
+        table = share.table or self._table(share, by)
+        if table is not None:
+            return table.find(key, attempt)
+        for step in range(attempt, attempt + OLDER_DRAWS):
+            host = share.older.find(key, step) if share.older is not None else None
+            if host is not None and not host.gone and not host.ejected:
+                return host
+        return share.picker.pick(self._random, now_s)
+
+    def _table(self, share: _Share, by: ConsistentHash) -> Table | None:
+        """Return the table of a share; None: it is being built, the older one serves meanwhile."""
+        if share.building is None:
+            share.building = build_table(by, share.hosts, lambda host: host.weight)
+            if share.older is not None and self._defer is not None:
+                self._defer(lambda: self._build_on(share))
+        if share.older is None or self._defer is None:
+            while self._build_on(share):
+                pass
+        return share.table
+
+    def _build_on(self, share: _Share) -> bool:
+        """Build a piece of a table; return whether there is more to do."""
+        if share.building is None or share not in self._shares:
+            return False
+        try:
+            next(share.building)
+        except StopIteration as done:
+            share.table, share.building, share.older = done.value, None, None
+            return False
+        return True
 
     def find(self, address: IPAddress) -> Host | None:
         """Find the host with an address, where the policy lets clients choose; None: nobody is found."""
@@ -221,11 +260,14 @@ class Cluster:
             return host.weight if warmup is None else host.weight * _warmth(host, warmup, now_s)
 
         # Tables are dear: those of the same hosts, weights and policy stay.
+        before = [share.table or share.older for share in self._shares]
+        older = next((table for table in before if table is not None), None)
         kept = {share.hosts: share.table for share in self._shares} if self._made is self._shape else {}
         self._made = self._shape
         self._shares = [_Share(hosts, make_picker(balancer, hosts, weight)) for _, hosts in shares]
         for share in self._shares:
             share.table = kept.get(share.hosts)
+            share.older = older if share.table is None else None
         self._bounds = list(accumulate(part for part, _ in shares))
         self._due_s = min(self.outliers.due(), self._next_step(warmup, now_s))
 

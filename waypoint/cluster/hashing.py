@@ -8,7 +8,7 @@ host's place depends on its label alone, so that every waypoint has the same tab
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import filterfalse
@@ -21,6 +21,8 @@ from waypoint.cluster.pick import WeightOf
 
 MAX_RING_SIZE = 65_536
 """Points of a ring, whatever is configured: more cost time and spread no better."""
+_PIECE = 2048
+"""Entries that are filled in one go."""
 _INDEX_BITS = 20
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
 MAX_TABLE_SIZE = 65_537
@@ -89,8 +91,12 @@ class Maglev:
 
     __slots__ = ("_table",)
 
-    def __init__(self, hosts: Sequence[Host], weight_of: WeightOf, size: int) -> None:
-        """Build it; hosts take turns, by weight, in claiming the next free entry of their own order."""
+    def __init__(self, table: list[Host]) -> None:
+        self._table = table
+
+    @classmethod
+    def build(cls, hosts: Sequence[Host], weight_of: WeightOf, size: int) -> Generator[None, None, Maglev]:
+        """Build it in pieces; hosts take turns, by weight, in claiming the next free entry of their order."""
         size = min(size, MAX_TABLE_SIZE)
         ordered = sorted(hosts, key=lambda host: host.label)
         weights = [weight_of(host) for host in ordered]
@@ -116,9 +122,11 @@ class Maglev:
                 taken[entry] = 1
                 table[entry] = host
                 left -= 1
+                if not left % _PIECE:
+                    yield
                 if not left:
                     break
-        self._table = [host for host in table if host is not None]
+        return cls([host for host in table if host is not None])
 
     def find(self, key: int, attempt: int) -> Host:
         """Look a key up; another entry for each attempt."""
@@ -136,7 +144,22 @@ def _points(label: str, count: int) -> tuple[int, ...]:
     return tuple(found[:count])
 
 
+def build_table(
+    by: ConsistentHash, hosts: Sequence[Host], weight_of: WeightOf
+) -> Generator[None, None, Table]:
+    """Build the table that a policy asks for, a millisecond's worth at a time; there is at least one host."""
+    if by.algorithm is HashAlgorithm.MAGLEV:
+        return (yield from Maglev.build(hosts, weight_of, by.size))
+    yield
+    return Ring(hosts, weight_of, by.size)
+
+
 def make_table(by: ConsistentHash, hosts: Sequence[Host], weight_of: WeightOf) -> Table:
-    """Build the table that a policy asks for; there is at least one host."""
-    build = Maglev if by.algorithm is HashAlgorithm.MAGLEV else Ring
-    return build(hosts, weight_of, by.size)
+    """Build it at once."""
+    building = build_table(by, hosts, weight_of)
+    while True:
+        try:
+            next(building)
+        except StopIteration as done:
+            made: Table = done.value
+            return made

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -17,6 +18,7 @@ from mesh.model.destination import (
     HashAlgorithm,
     HashKind,
     LocalityPreference,
+    LocalityShare,
     OutlierDetection,
     RetryBudget,
     TrafficPolicy,
@@ -83,6 +85,57 @@ def test_a_key_finds_its_host_and_requests_without_one_are_balanced(algorithm: H
     after = {n: chosen(made, 1, key=hash_text(str(n))) for n in range(300)}
     moved = [n for n in before if before[n] != after[n]]
     assert 20 < len(moved) < 90
+
+
+def test_a_new_table_is_built_in_pieces_while_the_older_one_serves() -> None:
+    steps: list[Callable[[], bool]] = []
+    by = ConsistentHash(kind=HashKind.HEADER, name="x", algorithm=HashAlgorithm.MAGLEV, size=65537)
+    made = cluster(*MEMBERS, policy=TrafficPolicy(balancing=Balancing(hash=by)))
+    made._defer = steps.append
+    keys = [hash_text(str(n)) for n in range(400)]
+    before = [made.pick(key, NOBODY, NOW_S) for key in keys]
+    assert steps == [], "the first table is there when it is needed"
+    gone = host_of(made, 3)
+    made.update([m for m in MEMBERS if m.address.label != gone.label], made.settings, NOW_S)
+    meanwhile = [made.pick(key, NOBODY, NOW_S) for key in keys]
+    assert gone not in meanwhile
+    stayed = [n for n, host in enumerate(before) if host is not gone]
+    assert all(meanwhile[n] is before[n] for n in stayed)
+    assert meanwhile == [made.pick(key, NOBODY, NOW_S) for key in keys], "equal keys stay together"
+    (step,) = steps
+    assert sum(1 for _ in iter(step, False)) > 20
+    after = [made.pick(key, NOBODY, NOW_S) for key in keys]
+    fresh = cluster(*(m for m in MEMBERS if m.address.label != gone.label), policy=made.settings.policy)
+    assert [h.label for h in after if h] == [h.label for k in keys if (h := fresh.pick(k, NOBODY, NOW_S))]
+    assert len(steps) == 1
+
+
+def test_building_ends_when_the_hosts_change_again() -> None:
+    steps: list[Callable[[], bool]] = []
+    by = ConsistentHash(kind=HashKind.HEADER, name="x", algorithm=HashAlgorithm.MAGLEV, size=65537)
+    made = cluster(*MEMBERS, policy=TrafficPolicy(balancing=Balancing(hash=by)))
+    made._defer = steps.append
+    made.pick(1, NOBODY, NOW_S)
+    for count in (4, 3):
+        made.update(MEMBERS[:count], made.settings, NOW_S)
+        made.pick(1, NOBODY, NOW_S)
+    first, second = steps
+    assert not first()
+    assert second()
+
+
+def test_places_share_keys_without_thinning_their_tables() -> None:
+    shares = (("eu/*", 50), ("us/*", 50))
+    balancing = Balancing(
+        hash=ConsistentHash(kind=HashKind.HEADER, name="x"),
+        locality=LocalityPreference(distribute=(LocalityShare(source="*", shares=shares),)),
+    )
+    own = Self(workload=workload("wp", "10.0.9.9", locality=Locality(region="eu")))
+    places = [member(n, place="eu/a" if n <= 4 else "us/a") for n in range(1, 9)]
+    made = cluster(*places, policy=TrafficPolicy(balancing=balancing), own=own)
+    found = Counter(made.pick(hash_text(str(n)), NOBODY, NOW_S) for n in range(4000))
+    assert len(found) == 8
+    assert min(found.values()) > 250
 
 
 def test_an_update_that_changes_nothing_keeps_the_tables() -> None:
