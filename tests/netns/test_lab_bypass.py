@@ -14,6 +14,7 @@ import pytest
 from lab_bed import DIAL, MANIFEST, PAGE, STRICT, Lab, dial, in_namespace, pod
 
 from tests.support.eventually import eventually
+from tests.support.kernel import needs_nftables
 
 pytestmark = [
     pytest.mark.root,
@@ -140,6 +141,7 @@ def test_a_meshed_client_with_them_is_still_carried_with_its_identity(
     eventually(lambda: carried() > before, "the server's node names the client")
 
 
+@needs_nftables
 def test_a_tcp_stack_of_the_clients_own(lab: Lab, server: dict[int, str], tmp_path: Path) -> None:
     address = lab.addresses("friend")[4]
     # Run by the node: the pod itself may not write firewall rules, a privileged one may.

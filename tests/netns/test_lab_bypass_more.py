@@ -19,7 +19,7 @@ from agent_bed import V2, inside
 from lab_bed import DIAL, MANIFEST, PAGE, SERVER, STRICT, Lab, dial, in_namespace, pod
 
 from tests.support.eventually import eventually
-from tests.support.kernel import needs_destroy, needs_nat
+from tests.support.kernel import needs_destroy, needs_nftables
 
 pytestmark = [
     pytest.mark.root,
@@ -165,7 +165,7 @@ def cgroup_of(lab: Lab, name: str) -> Path:
     return found
 
 
-@needs_nat
+@needs_nftables
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("client", ["friend", "outsider"])
 def test_a_namespace_nested_in_a_pod(lab: Lab, client: str, version: int, tmp_path: Path) -> None:

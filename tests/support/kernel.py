@@ -32,14 +32,14 @@ def ends_sockets() -> bool:
         return False
 
 
-def translates() -> bool:
-    """Whether netfilter's tables can change addresses, which the lab's services are made of."""
+def has_nftables() -> bool:
+    """Whether nf_tables can look at IP and change addresses, which the lab's services are made of."""
     chain = "add table inet t; add chain inet t c { type nat hook postrouting priority 100; }"
     return subprocess.run(["unshare", "-n", "nft", chain], capture_output=True, check=False).returncode == 0
 
 
 ENDS_SOCKETS = os.geteuid() == 0 and ends_sockets()
 needs_destroy = pytest.mark.skipif(not ENDS_SOCKETS, reason="this kernel has no CONFIG_INET_DIAG_DESTROY")
-needs_nat = pytest.mark.skipif(
-    os.geteuid() != 0 or not translates(), reason="this kernel has no NAT in nf_tables"
+needs_nftables = pytest.mark.skipif(
+    os.geteuid() != 0 or not has_nftables(), reason="this kernel has no nf_tables for IP with NAT"
 )
