@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -19,7 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "tests" / "k8s" / "cluster"
 MANIFESTS = ROOT / "daemonset" / "manifests" / "kubernetes"
-NAME = "ambitk8s"
+NAME = os.environ.get("AMBIT_K8S_NAME", "ambitk8s")
 SYSTEM = "istio-system"
 TOOLS = "ambit.local/tools:1"
 """curl, nginx and netcat of Debian."""

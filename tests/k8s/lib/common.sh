@@ -40,6 +40,12 @@ require_root() {
 
 installed() { [ "$(dpkg-query -W -f '${Status}' "$1" 2>/dev/null)" = "install ok installed" ]; }
 
+one_at_a_time() { # who finds this cluster being changed waits; descriptor 8 is not handed on (launch)
+  mkdir -p "$CACHE"
+  exec 8>"$CACHE/$NAME.lock"
+  flock -w 600 8 || die "another \`cluster\` has been changing $NAME for ten minutes" "$EX_UNAVAILABLE"
+}
+
 install_packages() { # PACKAGE...
   local package log policy=/usr/sbin/policy-rc.d made=
   local -a missing=()
@@ -89,7 +95,7 @@ launch() { # NAME COMMAND...: in the background, recorded; nothing if it runs
   local name=$1
   shift
   if runs "$name"; then return 0; fi
-  setsid "$@" >>"$LOGS/$name.log" 2>&1 </dev/null &
+  setsid "$@" >>"$LOGS/$name.log" 2>&1 </dev/null 8>&- &
   echo "$! $(start_time $!)" >"$RECORDS/$name"
 }
 
@@ -124,9 +130,10 @@ kc() { timeout $((60 * PATIENCE)) "$BIN/kubectl" --kubeconfig "$KUBECONFIG_FILE"
 
 remove_state() {
   if [ -f "$STATE/made" ]; then
-    # Mount points that this machine lacked; never removed with anything in them.
-    while read -r directory; do rmdir --ignore-fail-on-non-empty "$directory" 2>/dev/null || true; done \
-      < <(sort -ru "$STATE/made")
+    # Mount points that this machine lacked; not with anything in them, nor under the mounts of another cluster.
+    while read -r directory; do
+      grep -qsF " $directory" /proc/[0-9]*/mountinfo || rmdir --ignore-fail-on-non-empty "$directory" 2>/dev/null || true
+    done < <(sort -ru "$STATE/made")
   fi
   case $STATE in
     /?*/?*) rm -rf --one-file-system "$STATE" ;;
