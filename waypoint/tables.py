@@ -19,7 +19,7 @@ from mesh.model.stream import StreamTable
 from mesh.model.telemetry import Observed, TelemetryPolicy, observe
 from mesh.model.token import RequestAuthentication
 from mesh.model.workload import GatewayAddress, NamespacedHostname, Workload
-from mesh.state.store import Store
+from mesh.state.store import StateUpdate, Store
 from mesh.xds.decode import DecodeError
 from mesh.xds.destinations import (
     DESTINATION_TYPE,
@@ -86,6 +86,7 @@ class Tables:
         self._destinations: dict[tuple[NamespacedHostname, str], DestinationPolicy] = {}
         self._destination_names: dict[str, tuple[NamespacedHostname, str]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
+        self._touched: set[NamespacedHostname] = set()
         self._policies: dict[str, HttpAuthorization] = {}
         self._broken: dict[str, str] = {}
         self._authentications: dict[str, RequestAuthentication] = {}
@@ -102,6 +103,7 @@ class Tables:
         """Take over one response of one type; return what was not taken, and why."""
         if update.type_url == ADDRESS_TYPE:
             state, rejections = decode_update(update)
+            self._touch_members(state)
             self.store.apply(state)
             return rejections
         self._guards.clear()
@@ -130,6 +132,29 @@ class Tables:
                 if update.type_url == REQUEST_AUTHENTICATION_TYPE:
                     self._broken_authentications.setdefault(resource.name, str(error))
         return tuple(rejected)
+
+    def _touch_members(self, state: StateUpdate) -> None:
+        """Note the services whose endpoints an update may change; call it before the update is applied."""
+        for workload in state.workloads:
+            self._touch_services_of(workload.uid)
+            self._touched.update(workload.services)
+        self._touched.update(service.key for service in state.services)
+        for name in state.removed_addresses:
+            self._touch_services_of(name)
+            if name.count("/") == 1:
+                namespace, _, hostname = name.partition("/")
+                self._touched.add(NamespacedHostname(namespace=namespace, hostname=hostname))
+
+    def _touch_services_of(self, uid: str) -> None:
+        known = self.store.workloads.get(uid)
+        if known is not None:
+            self._touched.update(known.services)
+
+    def take_touched(self) -> frozenset[NamespacedHostname]:
+        """Return the services whose endpoints or policies may have changed since the last call."""
+        touched = frozenset(self._touched)
+        self._touched.clear()
+        return touched
 
     def _take_policy(self, name: str, value: bytes) -> None:
         self._policies[name] = decode_http_authorization(value)
@@ -176,17 +201,21 @@ class Tables:
         place = (policy.service, policy.client_namespace)
         self._destination_names[name] = place
         self._destinations[place] = policy
+        self._touched.add(policy.service)
 
     def _drop_destination(self, name: str) -> None:
         place = self._destination_names.pop(name, None)
         if place is not None:
             self._destinations.pop(place, None)
+            self._touched.add(place[0])
 
     def _take_labels(self, name: str, value: bytes) -> None:
         self._labels[name] = dict(decode_endpoint_labels(value).labels)
+        self._touch_services_of(name)
 
     def _drop_labels(self, name: str) -> None:
         self._labels.pop(name, None)
+        self._touch_services_of(name)
 
     def _take_provider(self, name: str, value: bytes) -> None:
         self._providers[name] = decode_authoriser(value)
@@ -287,7 +316,7 @@ class Tables:
         )
 
     def observed(self, service: NamespacedHostname | None) -> Observed:
-        """Return what is traced, logged and counted for a service, or (None) what is addressed without one."""
+        """Return what is traced, logged and counted of a service, or (None) of what has none."""
         known = self._observed.get(service)
         if known is None:
             policies = self._telemetry.values()

@@ -72,21 +72,28 @@ class Upstreams:
         self._close_idle = close_idle
         self._defer = defer
         self._clusters: dict[tuple[NamespacedHostname, int, str], Cluster] = {}
-        self._generation = 0
+        self._here = Self(workload=None)
         self._ways: dict[Cluster, tuple[Way, str]] = {}
         self._pools = 0
         self._open: set[Labels] = set()
 
     def forget(self) -> None:
         """Look at the tables again: services, workloads or policies changed."""
-        self._generation += 1
+        own = self._own()
+        here = Self(workload=own, labels=self._tables.labels(own.uid) if own is not None else {})
+        touched = self._tables.take_touched()
+        moved = here.place != self._here.place
+        self._here = here
+        for (service, _, _), cluster in self._clusters.items():
+            if moved or service in touched:
+                cluster.stale = True
 
     # --- choice
 
     def cluster(self, service: Service, port: int, subset: str = "") -> Cluster | None:
         """Find the cluster of a service port and subset; None: the subset is not defined."""
         made = self._clusters.get((service.key, port, subset))
-        if made is not None and made.generation == self._generation:
+        if made is not None and not made.stale:
             return made
         destination = self._tables.destination(service.key)
         policy = TrafficPolicy() if destination is None else destination.find(port, subset)
@@ -103,8 +110,8 @@ class Upstreams:
     def _update(
         self, cluster: Cluster, service: Service, destination: DestinationPolicy | None, policy: TrafficPolicy
     ) -> None:
-        cluster.generation = self._generation
-        key, tables, own = cluster.key, self._tables, self._own()
+        cluster.stale = False
+        key, tables = cluster.key, self._tables
         way, pool = self._way(cluster, policy)
         chosen = destination.subset(key.subset) if destination is not None and key.subset else None
         wanted = chosen.labels if chosen is not None else ()
@@ -120,7 +127,7 @@ class Upstreams:
             policy=policy,
             sources=destination.sources if destination is not None else (),
             service=service.load_balancing,
-            own=Self(workload=own, labels=tables.labels(own.uid) if own is not None else {}),
+            own=self._here,
             declared=protocol_of(service, key.port),
         )
         gone = cluster.update(members, settings, self.now())
@@ -183,8 +190,9 @@ class Upstreams:
                 cluster.turn(now_s)
             self._report(cluster)
             circuit = cluster.circuit
-            unused = now_s - cluster.used_s >= UNUSED_S or place[0] not in self._tables.store.services
-            if unused and not circuit.requests and not circuit.pending:
+            unused = now_s - cluster.used_s >= UNUSED_S and not circuit.connections
+            removed = place[0] not in self._tables.store.services
+            if (unused or removed) and not circuit.requests and not circuit.pending:
                 self._drop(place, cluster)
 
     def _report(self, cluster: Cluster) -> None:

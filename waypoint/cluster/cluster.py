@@ -116,8 +116,8 @@ class Cluster:
         self.hosts: dict[Hashable, Host] = {}
         self.used_s = -math.inf
         """When it was last asked for a host."""
-        self.generation = -1
-        """Of the tables that it was updated from."""
+        self.stale = True
+        """Whether its endpoints or its policy may have changed since the last update."""
         self._levels: Levels = ()
         self._shape: object = None
         self._made: object = None
@@ -145,12 +145,10 @@ class Cluster:
             host.gone = True
         self.hosts = hosts
         self._take_policy(settings)
-        own = settings.own.workload
         shape = (
             tuple((key, h.weight, _place(h), tuple(sorted(h.labels.items()))) for key, h in hosts.items()),
             (settings.policy, settings.service),
-            (own.locality, own.node, own.cluster_id, own.network) if own is not None else None,
-            tuple(sorted(settings.own.labels.items())),
+            settings.own.place,
         )
         if shape != self._shape:
             self._shape = shape

@@ -30,6 +30,13 @@ class Self:
     """None: not known yet; then no place is near."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def place(self) -> object:
+        """What decides about nearness; equal where nothing of it differs."""
+        own = self.workload
+        labels = tuple(sorted(self.labels.items()))
+        return None if own is None else (own.locality, own.node, own.cluster_id, own.network, labels)
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

@@ -22,6 +22,7 @@ from mesh.model.destination import (
     TlsMode,
     TrafficPolicy,
 )
+from mesh.model.locality import Locality
 from mesh.model.route import RouteRule, RouteTable
 from mesh.model.service import Service, ServicePort
 from mesh.model.workload import TunnelProtocol, Workload
@@ -51,12 +52,13 @@ OUTLIERS = OutlierDetection(consecutive_5xx=1, base_ejection_s=30, max_ejection_
 class Bench:
     def __init__(self) -> None:
         self.now_s = NOW_S
+        self.own: Workload | None = None
         self.tables = Tables(namespace="shop", gateway="wp", network="", root_namespace="istio-system")
         self.recorder = Recorder()
         self.closed: list[Sequence[object]] = []
         self.upstreams = Upstreams(
             self.tables,
-            own=lambda: None,
+            own=lambda: self.own,
             recorder=self.recorder,
             now=lambda: self.now_s,
             random=seeded(1),
@@ -164,6 +166,28 @@ def test_a_cluster_is_looked_at_again_only_after_a_change() -> None:
     assert sorted(host.label for host in first.hosts.values()) == ["10.0.0.1:8080", "10.0.0.3:8080"]
     ((gone,),) = b.closed
     assert "10.0.0.2:8080" in str(gone)
+
+
+def test_changes_elsewhere_cost_a_cluster_nothing() -> None:
+    b = Bench()
+    cluster = b.cluster()
+    other = workload("db-1", "10.0.1.1", services=member("db"))
+    b.take(ADDRESS_TYPE, {other.uid: encode_address(other)})
+    assert not cluster.stale
+    b.policy(DestinationPolicy(service=key("db")))
+    assert not cluster.stale
+    # A pod that becomes one of its endpoints, and one that was.
+    for services in (member("db", "web", ports={}), member("db")):
+        b.take(ADDRESS_TYPE, {other.uid: encode_address(replace(other, services=services))})
+        assert cluster.stale
+        b.cluster()
+    uid = next(iter(b.tables.store.workloads))
+    b.take(ENDPOINT_LABELS_TYPE, {uid: encode_endpoint_labels(EndpointLabels(uid=uid, labels=(("a", "b"),)))})
+    assert cluster.stale
+    b.cluster()
+    b.own = workload("wp", "10.0.9.9", locality=Locality(region="eu"))
+    b.upstreams.forget()
+    assert cluster.stale
 
 
 def test_connections_are_not_shared_where_the_way_differs() -> None:
