@@ -39,6 +39,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="judge the files together with the objects of the mesh, as if they were applied",
     )
     parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="say too what routes and destination policies come to, whatever dialect they are written in",
+    )
+    parser.add_argument(
         "--fail-on", choices=("error", "warning"), default="error", help="what makes the exit code non-zero"
     )
     add_common(parser, formats=("table", "json", "yaml"))
@@ -70,9 +75,14 @@ def run(options: argparse.Namespace) -> int:
 
         known = open_target(options).objects().objects
     found = lint(objects, rejections, known)
+    explained = explain(objects, known) if options.explain else []
     if options.output in ("json", "yaml"):
-        print(dump(document("LintReport", items=[_data(one) for one in found]), options.output))
+        content = {"explained": explained} if options.explain else {}
+        items = [_data(one) for one in found]
+        print(dump(document("LintReport", items=items, **content), options.output))
     else:
+        for line in explained:
+            print(line)
         _show(found, len(objects), Screen.of(sys.stdout, options.color))
     severities = {one.severity for one in found}
     if "error" in severities:
@@ -157,6 +167,18 @@ def lint(
             )
         )
     return sorted(set(found))
+
+
+def explain(objects: Sequence[RawObject], known: Mapping[ObjectKey, RawObject]) -> list[str]:
+    """Return in words what the routes and destination policies among the objects come to."""
+    from controller.translate.gateway_route import source_of
+    from controller.translate.mesh import Options, translate
+    from controller.translate.wording import describe
+
+    mesh = translate({**known, **{item.key: item for item in objects}}, Options())
+    sources = {f"{item.kind}/{item.namespace}/{item.name}" for item in objects}
+    sources |= {source_of(item) for item in objects}
+    return describe(mesh.routes, mesh.streams, mesh.destinations, sources)
 
 
 def _field(path: Sequence[str | int]) -> str:

@@ -78,3 +78,28 @@ def test_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     assert main.main(["lint", "-f", str(tmp_path / "bytes.yaml")]) == 65
     assert "not UTF-8 text" in capsys.readouterr().err
+
+
+CANARY = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.20, ports: [{port: 80}]}
+---
+apiVersion: split.smi-spec.io/v1alpha1
+kind: TrafficSplit
+metadata: {name: web, namespace: shop}
+spec: {service: web, backends: [{service: web, weight: 900m}]}
+"""
+
+
+def test_what_routes_come_to_is_said_if_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = "requests to shop/web.shop.svc.cluster.local, port 80:"
+    lint(tmp_path, CANARY)
+    assert place not in capsys.readouterr().out
+    lint(tmp_path, CANARY, "--explain")
+    assert capsys.readouterr().out.startswith(
+        f"{place}\n  1. any: to shop/web.shop.svc.cluster.local:80\n       from TrafficSplit/shop/web#0\n"
+    )
+    lint(tmp_path, CANARY, "--explain", "-o", "json")
+    assert json.loads(capsys.readouterr().out)["explained"][0] == place
