@@ -51,6 +51,7 @@ from mesh.xds.request_authentication import (
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.xds.routes import ROUTE_TABLE_TYPE, encode_route_table
 from mesh.xds.streams import STREAM_TABLE_TYPE, encode_stream_table
+from mesh.xds.telemetry import TELEMETRY_TYPE, encode_telemetry
 
 import grpc  # isort: skip
 
@@ -112,6 +113,7 @@ class App:
                 ROUTE_TABLE_TYPE: encode_route_table,
                 STREAM_TABLE_TYPE: encode_stream_table,
                 AUTHORISER_TYPE: encode_authoriser,
+                TELEMETRY_TYPE: encode_telemetry,
             },
             # A waypoint that learns of a service has its policies by then.
             named_by_others=frozenset(
@@ -120,6 +122,7 @@ class App:
                     HTTP_AUTHORIZATION_TYPE,
                     REQUEST_AUTHENTICATION_TYPE,
                     AUTHORISER_TYPE,
+                    TELEMETRY_TYPE,
                 }
             ),
         )
@@ -251,6 +254,7 @@ class App:
                 ROUTE_TABLE_TYPE: mesh.routes,
                 STREAM_TABLE_TYPE: mesh.streams,
                 AUTHORISER_TYPE: mesh.authorisers,
+                TELEMETRY_TYPE: mesh.telemetry,
             }
         )
         self._ads.publish(changes)

@@ -8,15 +8,29 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
+from mesh.model.workload import NamespacedHostname
 from waypoint.filters.keys import FetchError
 from waypoint.http.message import Framing, RequestHead
 from waypoint.proxy.call import CallError, Open, call
 from waypoint.proxy.pool import Pool
+from waypoint.proxy.pool2 import Http2Pool
 from waypoint.tables import Tables
 from waypoint.upstreams import Upstreams, why_none
 
 MAX_BYTES = 1024 * 1024
 _OK = 200
+
+
+def begin_own(
+    tables: Tables, upstreams: Upstreams, pool: Pool | Http2Pool, key: NamespacedHostname, port: int
+) -> Open:
+    """Begin a request of the waypoint's own to an endpoint of a service."""
+    service = tables.service(key)
+    endpoint, why = None, f"service {key} is not known"
+    if service is not None:
+        endpoint = upstreams.choose(service, port, frozenset())
+        why = why_none(tables, service, port) if endpoint is None else ""
+    return lambda events: pool.open(endpoint, why, events)
 
 
 class Fetcher:

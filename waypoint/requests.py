@@ -18,6 +18,7 @@ from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.state.balance import Random
 from waypoint.decision import Decisions, Waiting
 from waypoint.dial import Dialer
+from waypoint.fetch import begin_own
 from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
 from waypoint.http.grpc import is_grpc
@@ -31,8 +32,9 @@ from waypoint.proxy.streams import CallLater, Downstream
 from waypoint.routing.plan import answer
 from waypoint.tables import Tables
 from waypoint.telemetry import Client, Destination, Telemetry
+from waypoint.tracing import Tracing
 from waypoint.tries import Shared, Tries
-from waypoint.upstreams import Upstreams, why_none
+from waypoint.upstreams import Upstreams
 
 _FORGEABLE = frozenset({"x-forwarded-client-cert", "x-envoy-internal", "x-envoy-original-path"})
 """Fields in which a proxy vouches for something: dropped from every client."""
@@ -59,6 +61,7 @@ class Proxy:
     checker: TokenChecker
     clock: Clock
     telemetry: Telemetry
+    tracing: Tracing
     call_later: CallLater
     random: Random
     new_id: Callable[[], str] = _random_id
@@ -82,6 +85,7 @@ class Requests:
             random=proxy.random,
             open_provider=self._open_provider,
         )
+        self._service = destination.service.key if destination.service is not None else None
         self.admit_connection = self._decisions.admit_connection
         self._address = str(client.peer.address)
         self.http2 = False
@@ -92,26 +96,31 @@ class Requests:
         proxy = self._proxy
         grpc = is_grpc(head.headers)
         self._clean(head)
+        client, destination = self._client, self._destination
+        observed = proxy.tables.observed(self._service)
+        trace = proxy.tracing.begin(observed, head, client, destination, http2=self.http2)
         decision = self._decisions.decide(head)
         started_s = proxy.telemetry.monotonic()
-        tries = Tries(proxy.shared, self._client, self._destination, grpc=grpc, http2=self.http2)
+        tries = Tries(proxy.shared, client, destination, grpc=grpc, http2=self.http2)
 
         def done(record: ExchangeRecord) -> None:
             tries.finish()
             proxy.telemetry.request(
-                self._client,
-                self._destination,
+                client,
+                destination,
                 record,
                 reached=tries.reached,
                 started_s=started_s,
                 protocol="grpc" if grpc else "http",
             )
+            if trace is not None:
+                trace.end(record, tries.reached, grpc=grpc)
 
         exchange = Exchange(
             request=head,
             plan=None if callable(decision) else decision,
             downstream=downstream,
-            connect=tries.connect,
+            connect=tries.connect if trace is None else trace.connect(tries.connect),
             call_later=proxy.call_later,
             random=proxy.random,
             on_done=done,
@@ -163,14 +172,8 @@ class Requests:
 
     def _open_provider(self, provider: Authoriser, http2: bool) -> Open:
         proxy = self._proxy
-        service = proxy.tables.service(provider.service)
-        endpoint = None
-        why = f"service {provider.service} is not known"
-        if service is not None:
-            endpoint = proxy.upstreams.choose(service, provider.port, frozenset())
-            why = why_none(proxy.tables, service, provider.port) if endpoint is None else ""
         pool = proxy.pool2 if http2 else proxy.pool
-        return lambda events: pool.open(endpoint, why, events)
+        return begin_own(proxy.tables, proxy.upstreams, pool, provider.service, provider.port)
 
     def passage(self, avoid: frozenset[str]) -> Passage:
         """Choose where a connection that is not HTTP goes.

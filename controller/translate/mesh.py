@@ -25,6 +25,9 @@ from controller.translate.routes import READ as ROUTES
 from controller.translate.routes import translate_routes
 from controller.translate.service_entry import translate_service_entries
 from controller.translate.services import translate_services, unserved_slices
+from controller.translate.telemetry import GROUP as TELEMETRY
+from controller.translate.telemetry import KIND as TELEMETRY_KIND
+from controller.translate.telemetry import translate_telemetry
 from controller.translate.types import Options, Problem, problem
 from controller.translate.waypoint_objects import Object, derive_all
 from controller.translate.waypoints import waypoint_pods
@@ -38,6 +41,7 @@ from mesh.model.provider import Authoriser
 from mesh.model.route import RouteTable
 from mesh.model.service import Service
 from mesh.model.stream import StreamTable
+from mesh.model.telemetry import TelemetryPolicy
 from mesh.model.token import RequestAuthentication
 from mesh.model.workload import NamespacedHostname, Workload
 
@@ -56,6 +60,7 @@ READ = frozenset(
         (ISTIO_SECURITY, "RequestAuthentication"),
         (GATEWAY_API, "Gateway"),
         (GATEWAY_API, "GatewayClass"),
+        (TELEMETRY, TELEMETRY_KIND),
         *ROUTES,
         *(("", kind) for kind in ("ConfigMap", "Secret", "ServiceAccount", "Endpoints", "Event")),
     }
@@ -99,6 +104,8 @@ class Mesh:
     """Labels that destinations ask for, by the workload's uid."""
     authorisers: Mapping[str, Authoriser]
     """Asked by waypoints, by the name that policies use."""
+    telemetry: Mapping[str, TelemetryPolicy]
+    """What waypoints trace, log and count, by `namespace/name`."""
     waypoint_pods: frozenset[tuple[str, str, str]]
     """(namespace, name, uid) of the pods that may read all of this besides ztunnels."""
     derived: tuple[Object, ...]
@@ -155,6 +162,7 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         destinations=destinations,
         endpoint_labels=labels,
         authorisers=translate_providers(world, services),
+        telemetry=translate_telemetry(world, services),
         waypoint_pods=waypoint_pods(world),
         derived=tuple(derived),
         statuses=tuple(statuses),

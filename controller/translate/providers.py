@@ -17,7 +17,6 @@ from controller.translate.fields import MAX_PORT, Fields, IllTypedError
 from controller.translate.hosts import Hosts, resolve_host
 from controller.translate.types import problem
 from controller.translate.world import World
-from mesh.config.objects import RawObject
 from mesh.model.provider import Authoriser, AuthoriserProtocol
 from mesh.model.service import Service
 from mesh.model.workload import NamespacedHostname
@@ -36,9 +35,15 @@ def translate_providers(
     world: World, services: Mapping[NamespacedHostname, Service]
 ) -> dict[str, Authoriser]:
     """Return the authorisers by name."""
+    config = read_mesh_config(world)
+    return {} if config is None else _read(world, config, Hosts(services))
+
+
+def read_mesh_config(world: World) -> Fields | None:
+    """Return the mesh's configuration; None: there is none that can be read."""
     obj = world.get("", "ConfigMap", world.options.root_namespace, CONFIG_MAP)
     if obj is None:
-        return {}
+        return None
     data = obj.data.get("data")
     text = data.get(KEY, "") if isinstance(data, Mapping) else ""
     path = ("data", KEY)
@@ -46,14 +51,15 @@ def translate_providers(
         config = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         world.problems.append(problem(obj, path, f"no YAML: {str(error).splitlines()[0]}", "error"))
-        return {}
+        return None
     if not isinstance(config, Mapping):
         world.problems.append(problem(obj, path, "no mapping of MeshConfig's fields", "error"))
-        return {}
-    return _read(world, obj, Fields(obj, world.problems, config, path), Hosts(services))
+        return None
+    return Fields(obj, world.problems, config, path)
 
 
-def _read(world: World, obj: RawObject, mesh: Fields, hosts: Hosts) -> dict[str, Authoriser]:
+def _read(world: World, mesh: Fields, hosts: Hosts) -> dict[str, Authoriser]:
+    obj = mesh.obj
     found: dict[str, Authoriser] = {}
     try:
         entries = mesh.children("extensionProviders")
@@ -75,18 +81,13 @@ def _read(world: World, obj: RawObject, mesh: Fields, hosts: Hosts) -> dict[str,
 def _authoriser(
     world: World, name: str, protocol: AuthoriserProtocol, fields: Fields, hosts: Hosts
 ) -> Authoriser:
-    reference = fields.text("service")
-    namespace, _, host = reference.rpartition("/")
-    host = resolve_host(host, namespace or world.options.root_namespace, world.options.cluster_domain)
-    service = hosts.find(host, namespace or world.options.root_namespace)
-    if service is None:
-        raise fields.wrong("service", f"service {reference or '(none)'} is not known")
-    port = _port(fields)
+    service = find_service(world, fields, hosts)
+    port = read_port(fields)
     if fields.has("includeRequestBodyInCheck"):
         raise fields.wrong("includeRequestBodyInCheck", "is not supported: bodies are never sent")
     authoriser = Authoriser(
         name=name,
-        service=service.key,
+        service=service,
         port=port,
         protocol=protocol,
         timeout_s=_seconds(fields),
@@ -107,7 +108,27 @@ def _authoriser(
     return authoriser
 
 
-def _port(fields: Fields) -> int:
+def find_service(world: World, fields: Fields, hosts: Hosts) -> NamespacedHostname:
+    """Return what a provider's `service` (`[namespace/]host`) means.
+
+    Raises:
+        IllTypedError: there is no such service.
+    """
+    reference = fields.text("service")
+    namespace, _, host = reference.rpartition("/")
+    host = resolve_host(host, namespace or world.options.root_namespace, world.options.cluster_domain)
+    service = hosts.find(host, namespace or world.options.root_namespace)
+    if service is None:
+        raise fields.wrong("service", f"service {reference or '(none)'} is not known")
+    return service.key
+
+
+def read_port(fields: Fields) -> int:
+    """Return a provider's `port`.
+
+    Raises:
+        IllTypedError: it is no port number.
+    """
     # Istio's own examples write it as a string, which protobuf's JSON takes for a number.
     value = fields.number_or_name("port")
     text = str(value) if value is not None else ""

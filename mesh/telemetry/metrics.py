@@ -206,6 +206,11 @@ WORKERS_HUNG = _counter("ambit_workers_hung", "Worker processes killed because t
 LOG_LINES_DROPPED = _counter(
     "ambit_log_lines_dropped", "Log lines dropped because the supervisor was behind", ()
 )
+TRACE_SPANS = _counter(
+    "ambit_trace_spans",
+    "Spans by collector: exported, dropped (no room, no time), failed (the collector did not take them)",
+    ("provider", "result"),
+)
 SERIES_DROPPED = _counter(
     "ambit_metric_series_overflow", "Label sets folded into the overflow series", ("metric",)
 )
@@ -246,6 +251,7 @@ METRICS: tuple[Metric, ...] = (
     WORKERS_STARTED,
     WORKERS_HUNG,
     LOG_LINES_DROPPED,
+    TRACE_SPANS,
     SERIES_DROPPED,
     BUILD,
 )

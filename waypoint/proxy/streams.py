@@ -65,10 +65,15 @@ class Downstream(Protocol):
 class Upstream(Protocol):
     """The server's side of one try: takes the request, before it is connected too."""
 
-    endpoint: str
-    """`address:port` of the endpoint; empty before one is chosen."""
-    reused: bool
-    """Whether its connection had carried another request before."""
+    @property
+    def endpoint(self) -> str:
+        """`address:port` of the endpoint; empty before one is chosen."""
+        ...
+
+    @property
+    def reused(self) -> bool:
+        """Whether its connection had carried another request before."""
+        ...
 
     def send_head(self, head: RequestHead) -> None:
         """Send the request head; once, first."""
