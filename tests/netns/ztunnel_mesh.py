@@ -32,6 +32,7 @@ from mesh.testing.fake_ca import FakeCa
 from mesh.testing.netns import Fabric, PodNet, preserve_sources, redirect
 from mesh.xds.encode import encode_address, encode_authorization, resource_name
 from mesh.xds.resource import ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, Update
+from tests.support.kernel import needs_nftables
 from ztunnel.config import DataPlaneConfig
 from ztunnel.data_plane import DataPlane
 from ztunnel.netns import PodNamespace
@@ -40,6 +41,7 @@ from ztunnel.plane import PodInfo
 needs_root = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
+    needs_nftables,  # `redirect` is netfilter's
 ]
 MARK = 0x77
 """Mark of sockets that are captured."""
