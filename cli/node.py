@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cli.codes import EXIT_NO_DATA, EXIT_OK, CliError, Code
@@ -39,6 +39,10 @@ KINDS = {
     "bpf": "bpf",
     "all": "all",
 }
+
+
+SHARED = frozenset({"workload", "service", "policy"})
+"""What every ztunnel is told; rows that are alike are shown once."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +88,22 @@ def run(options: argparse.Namespace) -> int:
         return EXIT_NO_DATA
     wide = options.output == "wide"
     several = len(nodes) > 1
-    titles = [*(("NODE",) if several else ()), *titles_of(wide)]
-    rows: list[Row] = [
-        [*((node,) if several else ()), *rows_of(facts, node, row, wide)] for node, row in found
-    ]
+    written = [(node, rows_of(facts, node, row, wide)) for node, row in found]
+    titles, rows = titles_of(wide), [row for _, row in written]
+    if several and kind in SHARED:
+        titles, rows = ["ZTUNNEL", *titles], merge_nodes(written, nodes)
+    elif several:
+        titles, rows = ["NODE", *titles], [[node, *row] for node, row in written]
     emit(options, f"{kind.capitalize()}List", [{"node": node, **row} for node, row in found], titles, rows)
     return EXIT_OK
+
+
+def merge_nodes(written: Sequence[tuple[str, Row]], nodes: Sequence[str]) -> list[Row]:
+    """Make rows that several nodes have alike one, with the nodes before it; `all`: every node."""
+    found: dict[tuple[str | Cell, ...], list[str]] = {}
+    for node, row in written:
+        found.setdefault(tuple(row), []).append(node)
+    return [["all" if len(own) == len(nodes) else ",".join(own), *row] for row, own in found.items()]
 
 
 def _items(facts: Facts, node: str, kind: str) -> list[Mapping[str, Any]]:
