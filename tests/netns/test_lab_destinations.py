@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 from lab_bed import REPOSITORY, Lab, pod
 
 from tests.support.eventually import eventually
+from tests.support.pki import Authority
 
 pytestmark = [
     pytest.mark.root,
@@ -49,6 +51,43 @@ def server(version: str) -> str:
     )
 
 
+TLS_SERVER = """
+import ssl, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        name = getattr(self.connection, "asked", "")
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"tls {self.connection.version()} asked {name}\\n".encode())
+    def log_message(self, *_):
+        pass
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1] + "/leaf.crt", sys.argv[1] + "/leaf.key")
+context.sni_callback = lambda connection, name, _: setattr(connection, "asked", name)
+server = HTTPServer(("", 8443), Handler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+KEYS = Path("/var/tmp/ambit-destinationtest")
+"""Pods see it: their /tmp is their own."""
+VAULT = f"""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: vault, namespace: shop}}
+spec:
+  hosts: [vault.example.com]
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8443}}]
+  workloadSelector: {{labels: {{app: vault}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: vault, namespace: shop}}
+spec:
+  host: vault.example.com
+  trafficPolicy: {{tls: {{mode: SIMPLE, caCertificates: {KEYS}/leaf-ca.crt}}}}
+"""
 MANIFEST = (
     """
 apiVersion: v1
@@ -58,6 +97,12 @@ metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
     + server("v1")
     + server("v2")
     + pod("client", "node2", account="client")
+    + pod(
+        "vault",
+        "node1",
+        command=json.dumps(["/usr/bin/python3", "-c", TLS_SERVER, str(KEYS)]),
+        extra=", istio.io/dataplane-mode: none",
+    )
     + """
 apiVersion: v1
 kind: Service
@@ -126,6 +171,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A meshed lab with a waypoint for the namespace."""
     directory = tmp_path_factory.mktemp("objects")
     (directory / "shop.yaml").write_text(MANIFEST)
+    Authority().leaf(dns=["vault.example.com"]).write(KEYS)
     try:
         LAB.ambit("up", "-f", str(directory), "--nodes", "2")
         command = [sys.executable, "-m", "cli", "waypoint", "apply", "-n", "shop", "--name", "wp"]
@@ -139,6 +185,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory
     finally:
         LAB.run("down")
+        shutil.rmtree(KEYS)
 
 
 def waypoint_pod() -> dict[str, object]:
@@ -214,3 +261,19 @@ def test_a_failing_endpoint_is_left_out_and_comes_back(lab: Path) -> None:
         assert many(30)["503"] == 0
     finally:
         LAB.ambit("delete", "-f", str(path))
+
+
+def test_tls_to_a_server_outside_the_mesh_begins_at_the_waypoint(lab: Path) -> None:
+    path = put(lab, VAULT)
+    try:
+        eventually(lambda: "200" in curl("http://vault.example.com/"), "the server answers")
+        assert " ".join(curl("http://vault.example.com/")) == "tls TLSv1.3 asked vault.example.com 200"
+        Authority().leaf(dns=["vault.example.com"]).write(KEYS, "other")
+        wrong = put(lab, VAULT.replace("leaf-ca.crt", "other-ca.crt"))
+        eventually(lambda: "503" in curl("http://vault.example.com/"), "another root does not vouch for it")
+        said = " ".join(curl("http://vault.example.com/"))
+        assert "(SNI vault.example.com)" in said
+        assert "certificate" in said
+        LAB.ambit("delete", "-f", str(wrong))
+    finally:
+        LAB.run("delete", "-f", str(path))
