@@ -118,6 +118,9 @@ class App:
             # A waypoint that learns of a service has its policies by then.
             named_by_others=frozenset(
                 {
+                    # Among them whether a service is to be reached by TLS, and the subsets of routes.
+                    DESTINATION_TYPE,
+                    ENDPOINT_LABELS_TYPE,
                     AUTHORIZATION_TYPE,
                     HTTP_AUTHORIZATION_TYPE,
                     REQUEST_AUTHENTICATION_TYPE,

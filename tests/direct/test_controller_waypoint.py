@@ -88,6 +88,17 @@ spec:
   action: DENY
   rules: [{to: [{operation: {paths: [/admin*]}}]}]
 """
+SECURED = """
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIP: 10.96.0.21, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: db, namespace: shop}
+spec: {host: db, trafficPolicy: {tls: {mode: SIMPLE}}}
+"""
 ROUTE = """
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -118,8 +129,11 @@ class Proxy:
     """A client that keeps what it is told."""
 
     values: dict[str, dict[str, bytes]] = field(default_factory=lambda: {each: {} for each in TYPES})
+    order: list[tuple[str, bool]] = field(default_factory=list)
+    """Types as they came, and whether something of them was removed."""
 
     def apply(self, update: Update) -> Sequence[Rejection]:
+        self.order.append((update.type_url, bool(update.removed)))
         for name in update.removed:
             self.values[update.type_url].pop(name, None)
         self.values[update.type_url].update({r.name: r.value for r in update.upserted})
@@ -212,6 +226,21 @@ def test_a_waypoint_reads_how_endpoints_are_chosen(controller: Controller) -> No
             (labels,) = map(decode_endpoint_labels, proxy.values[ENDPOINT_LABELS_TYPE].values())
             assert labels.uid.endswith("Pod/shop/web-1")
             assert labels.labels == (("version", "v2"),)
+            proxy.order.clear()
+            (controller.state / "objects" / "more.yaml").write_text(SECURED)
+            await eventually_async(
+                lambda: "shop/db.shop.svc.cluster.local" in proxy.values[ADDRESS_TYPE], "db"
+            )
+            came = [type_url for type_url, _ in proxy.order]
+            assert came.index(DESTINATION_TYPE) < came.index(ADDRESS_TYPE), "no request goes without it"
+
+            proxy.order.clear()
+            (controller.state / "objects" / "more.yaml").unlink()
+            (controller.state / "objects" / "all.yaml").unlink()
+            (controller.state / "objects" / "route.yaml").unlink()
+            await eventually_async(lambda: not any(proxy.values[DESTINATION_TYPE]), "all is gone")
+            withdrawn = [type_url for type_url, removed in proxy.order if removed]
+            assert withdrawn.index(ROUTE_TABLE_TYPE) < withdrawn.index(DESTINATION_TYPE)
         finally:
             await owner.close()
 
