@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from controller.translate.fields import MAX_PORT, Fields
 from controller.translate.regex import regex_problem, substitution_problem
@@ -55,38 +57,78 @@ _ENVOY_COMMAND = re.compile(r"%[A-Z_]+(\([^)]*\))?%")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-def read_headers(fields: Fields) -> tuple[HeaderOperations, str, HeaderOperations]:
-    """Read `headers`: operations on the request, the host that they set, those on the response."""
-    request, host = _operations(fields.child("request"), request=True)
-    response, _ = _operations(fields.child("response"), request=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What one level (route or destination) changes in a header list; names in lower case."""
+
+    set: Mapping[str, str] = field(default_factory=dict)
+    add: Mapping[str, str] = field(default_factory=dict)
+    remove: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.add or self.remove)
+
+
+def combine_changes(levels: Sequence[Changes], *, as_one: bool) -> HeaderOperations:
+    """Return operations with the effect of levels one after the other.
+
+    In a level, what is removed goes first, then `set`, then `add`, as in Envoy. `as_one`: the
+    levels are one, as istiod makes of a route and its only destination.
+    """
+    names = {name for level in levels for name in (*level.set, *level.add, *level.remove)}
+    groups = [levels] if as_one else [[level] for level in levels]
+    set_, add, remove = [], [], []
+    for name in sorted(names):
+        # What the field holds; None: what came, and `more` after it.
+        value: list[str] | None = None
+        more: list[str] = []
+        for group in groups:
+            if any(name in level.remove for level in group):
+                value = []
+            for text in (level.set[name] for level in group if name in level.set):
+                value = [text]
+            for text in (level.add[name] for level in group if name in level.add):
+                if value is None:
+                    more.append(text)
+                else:
+                    value.append(text)
+        if value is None:
+            add += [(name, text) for text in more]
+        elif value:
+            set_.append((name, ",".join(value)))
+        else:
+            remove.append(name)
+    return HeaderOperations(set=tuple(set_), add=tuple(add), remove=tuple(remove))
+
+
+def read_headers(fields: Fields) -> tuple[Changes, str, Changes]:
+    """Read `headers`: changes of the request, the host that they set, changes of the response."""
+    request, host = _changes(fields.child("request"), request=True)
+    response, _ = _changes(fields.child("response"), request=False)
     fields.finish()
     return request, host, response
 
 
-def _operations(fields: Fields, *, request: bool) -> tuple[HeaderOperations, str]:
+def _changes(fields: Fields, *, request: bool) -> tuple[Changes, str]:
     given = {kind: _pairs(fields, kind) for kind in ("set", "add")}
-    remove = [name.lower() for name in fields.strings("remove")]
+    remove = {name.lower() for name in fields.strings("remove")}
     host = ""
     for kind in ("add", "set"):  # Where both name the host, `set` wins.
-        for name in [name for name in given[kind] if name == "host" or name.startswith(":")]:
+        for name in [name for name in given[kind] if _internal(name)]:
             value = given[kind].pop(name)
             if request and name in ("host", ":authority"):
                 host = value
             else:
                 fields.report(kind, f"{name} cannot be changed; no effect")
-    for name in remove:
-        if name == "host" or name.startswith(":"):
-            fields.report("remove", f"{name} cannot be removed; no effect")
+    for name in sorted(filter(_internal, remove)):
+        fields.report("remove", f"{name} cannot be removed; no effect")
     fields.finish()
-    # Envoy removes first, so that what is removed and added is replaced.
-    replaced = {name: value for name, value in given["add"].items() if name in remove}
-    added = {name: value for name, value in given["add"].items() if name not in replaced}
-    values = {**replaced, **given["set"]}
-    kept = [name for name in remove if name not in values and name != "host" and not name.startswith(":")]
-    operations = HeaderOperations(
-        set=tuple(sorted(values.items())), add=tuple(sorted(added.items())), remove=tuple(dict.fromkeys(kept))
-    )
-    return operations, host
+    kept = frozenset(name for name in remove if not _internal(name))
+    return Changes(set=given["set"], add=given["add"], remove=kept), host
+
+
+def _internal(name: str) -> bool:
+    return name == "host" or name.startswith(":")
 
 
 def _pairs(fields: Fields, kind: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ from controller.translate.fields import MAX_PORT, Fields, IllTypedError
 from controller.translate.hosts import Hosts, resolve_host
 from controller.translate.virtual_service_actions import (
     FROM_REQUEST_PORT,
+    Changes,
+    combine_changes,
     read_cors,
     read_direct,
     read_fault,
@@ -154,41 +156,66 @@ class HttpReader:
         if fields.has("corsPolicy"):
             rule = replace(rule, cors=read_cors(fields.child("corsPolicy")))
         rewrite = read_rewrite(fields.child("rewrite")) if fields.has("rewrite") else Rewrite()
-        request, host, response = read_headers(fields.child("headers"))
-        authority = rewrite.hostname or host or None
+        level = read_headers(fields.child("headers"))
+        authority = rewrite.hostname or level[1] or None
         if rewrite.path is not None or authority is not None:
             rule = replace(rule, rewrite=Rewrite(path=rewrite.path, hostname=authority))
-        rule = replace(
-            rule, request_headers=request, response_headers=response, mirrors=self._mirrors(fields)
-        )
+        rule = replace(rule, mirrors=self._mirrors(fields))
         if given == ["redirect"]:
+            rule = _with_changes(rule, level)
             return replace(rule, redirect=read_redirect(fields.child("redirect")))
         if given == ["directResponse"]:
+            rule = _with_changes(rule, level)
             return replace(rule, direct=read_direct(fields.child("directResponse")))
-        return replace(rule, backends=self.read_backends(fields, authority))
+        return self._forwarding(rule, fields, level, authority)
 
-    def read_backends(self, fields: Fields, authority: str | None = None) -> tuple[Backend, ...]:
-        """Read `route`; a port of 0 is that of the request.
+    def _forwarding(
+        self, rule: RouteRule, fields: Fields, route: tuple[Changes, str, Changes], authority: str | None
+    ) -> RouteRule:
+        """Return the rule with its backends, and what route and destination change in headers.
+
+        For a single destination istiod makes one of both; of several, Envoy applies the
+        destination's changes first.
+        """
+        backends, levels = self._read_destinations(fields)
+        single = len(backends) == 1
+        rule = _with_changes(rule, route)
+        if any(request for request, _, _ in levels):
+            rule = replace(rule, request_headers=HeaderOperations())
+            backends = [
+                replace(backend, request_headers=_combined(route[0], own[0], single))
+                for backend, own in zip(backends, levels, strict=True)
+            ]
+        if any(response for _, _, response in levels):
+            rule = replace(rule, response_headers=HeaderOperations())
+            backends = [
+                replace(backend, response_headers=_combined(route[2], own[2], single))
+                for backend, own in zip(backends, levels, strict=True)
+            ]
+        if authority is None:
+            backends = [_with_host(backend, own[1]) for backend, own in zip(backends, levels, strict=True)]
+        return replace(rule, backends=tuple(backends))
+
+    def read_backends(self, fields: Fields) -> tuple[Backend, ...]:
+        """Read `route` without regard to headers; a port of 0 is that of the request.
 
         Raises:
             IllTypedError: it cannot be read, or no destination has a weight.
         """
+        return tuple(self._read_destinations(fields)[0])
+
+    def _read_destinations(self, fields: Fields) -> tuple[list[Backend], list[tuple[Changes, str, Changes]]]:
         children = fields.children("route", MAX_PARTS)
-        found = []
+        backends, levels = [], []
         for child in children:
             # Of several destinations one without a weight has 0; a single one needs none.
             weight = child.integer("weight", 0, 0, MAX_WEIGHT)
-            backend = replace(self._destination(child), weight=weight if len(children) > 1 else 1)
-            request, host, response = read_headers(child.child("headers"))
-            if host and authority is None:
-                request = HeaderOperations(
-                    set=(("host", host), *request.set), add=request.add, remove=request.remove
-                )
-            found.append(replace(backend, request_headers=request, response_headers=response))
+            backends.append(replace(self._destination(child), weight=weight if len(children) > 1 else 1))
+            levels.append(read_headers(child.child("headers")))
             child.finish()
-        if not any(backend.weight for backend in found):
+        if not any(backend.weight for backend in backends):
             raise fields.wrong("route", "no destination has a weight")
-        return tuple(found)
+        return backends, levels
 
     def _destination(self, parent: Fields) -> Backend:
         fields = parent.child("destination")
@@ -242,6 +269,25 @@ class HttpReader:
         if service is None:
             return None
         return Mirror(service=service.key, port=port, subset=subset, percent=percent)
+
+
+def _with_changes(rule: RouteRule, level: tuple[Changes, str, Changes]) -> RouteRule:
+    return replace(
+        rule,
+        request_headers=combine_changes([level[0]], as_one=True),
+        response_headers=combine_changes([level[2]], as_one=True),
+    )
+
+
+def _combined(route: Changes, own: Changes, single: bool) -> HeaderOperations:
+    return combine_changes([route, own] if single else [own, route], as_one=single)
+
+
+def _with_host(backend: Backend, host: str) -> Backend:
+    if not host:
+        return backend
+    operations = backend.request_headers
+    return replace(backend, request_headers=replace(operations, set=(("host", host), *operations.set)))
 
 
 def _with_path(entry: Entry) -> Entry:

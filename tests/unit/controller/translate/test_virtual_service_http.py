@@ -149,9 +149,32 @@ http:
     plan = forward(ask(made, "/", ("x-b", "0"), ("x-c", "0")))
     assert plan.head.headers == [("x-b", "0,b"), ("x-a", "own")]
     assert plan.response_headers == (
-        HeaderOperations(add=(("x-t", "t"),)),
-        HeaderOperations(set=(("x-r", "r"),), remove=("x-s",)),
+        HeaderOperations(set=(("x-r", "r"),), add=(("x-t", "t"),), remove=("x-s",)),
     )
+
+
+@pytest.mark.parametrize(
+    ("destinations", "expected"),
+    [
+        # One with its only destination, all removals first, then all of `set`, then all of `add`.
+        ("{destination: {host: reviews}, headers: HEADERS}", "own,route,own"),
+        # Of several, the destination's first.
+        (
+            "{destination: {host: reviews}, headers: HEADERS, weight: 1}, {destination: {host: other}}",
+            "route,route",
+        ),
+    ],
+)
+def test_the_order_of_changes_is_that_of_envoy(destinations: str, expected: str) -> None:
+    # Seen with a real one: tests/interop/test_virtual_service_envoy.py.
+    own = "{request: {set: {x: own}, add: {x: own}, remove: [x]}}"
+    made = table(
+        virtual(
+            "http: [{headers: {request: {set: {x: route}, add: {x: route}}},"
+            f" route: [{destinations.replace('HEADERS', own)}]}}]"
+        )
+    )
+    assert forward(ask(made, "/", ("x", "0"))).head.headers == [("x", expected)]
 
 
 def test_what_is_removed_and_added_is_replaced() -> None:
