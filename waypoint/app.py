@@ -55,6 +55,7 @@ from waypoint.explain import answer_question
 from waypoint.fetch import Fetcher, begin_own
 from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
+from waypoint.gauges import OpenCollector
 from waypoint.inbound import Inbound
 from waypoint.proxy.call import Open
 from waypoint.proxy.pool import Endpoint, Pool, PoolLimits
@@ -277,7 +278,7 @@ class App:
         )
         wanted: tuple[tuple[HttpServer, ListenAddress], ...] = (
             (admin.server(), config.admin),
-            (metrics_server(self._totals, self._collect, gauges), config.metrics),
+            (metrics_server(self._totals, self._collect, gauges, OpenCollector(self._open)), config.metrics),
             (readiness_server(self.readiness), config.readiness),
         )
         for server, address in wanted:
@@ -352,6 +353,15 @@ class App:
             "streams": self.inbound.streams,
             "upstream_connections": self.proxy.pool.connections + self.proxy.pool2.connections,
             "upstream_pending": self.proxy.pool.pending + self.proxy.pool2.pending,
+        }
+
+    def _open(self) -> dict[str, int]:
+        pools = (self.proxy.pool, self.proxy.pool2)
+        return {
+            "hbone": len(self.inbound),
+            "tunnel": self.inbound.streams,
+            "upstream": sum(pool.connections for pool in pools),
+            "pending": sum(pool.pending for pool in pools),
         }
 
     # --- time

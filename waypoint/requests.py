@@ -112,6 +112,7 @@ class Requests:
                 reached=tries.reached,
                 started_s=started_s,
                 protocol="grpc" if grpc else "http",
+                observed=observed,
             )
             if trace is not None:
                 trace.end(record, tries.reached, grpc=grpc)
@@ -143,6 +144,7 @@ class Requests:
             reached=None,
             started_s=telemetry.monotonic(),
             protocol="http",
+            observed=self._proxy.tables.observed(self._service),
         )
 
     def _clean(self, head: RequestHead) -> None:

@@ -286,6 +286,7 @@ class ClientStream:
         self._finish()
 
     def _record(self, flags: str, detail: str, sent: int, received: int) -> None:
+        service = self._destination.service
         self._proxy.telemetry.connection(
             self._client,
             self._destination,
@@ -295,6 +296,7 @@ class ClientStream:
             received=received,
             started_s=self._started_s,
             detail=detail,
+            observed=self._proxy.tables.observed(service.key if service is not None else None),
         )
 
     def _finish(self) -> None:

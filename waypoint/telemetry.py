@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mesh.model.address import format_host_port
 from mesh.model.service import Service
+from mesh.model.telemetry import Observed
 from mesh.model.workload import Workload
 from mesh.net.sockets import Peer
 from mesh.telemetry.logging import Bare, FieldValue, fields
@@ -23,9 +24,12 @@ from mesh.telemetry.metrics import (
     HTTP_RETRIES,
     POLICY_DENIED,
     RECEIVED_BYTES,
+    ROUTE_DURATION_MS,
+    ROUTE_REQUESTS,
     SENT_BYTES,
     HttpFlow,
     Labels,
+    Metric,
     TcpFlow,
 )
 from mesh.telemetry.series import Recorder
@@ -35,6 +39,8 @@ from waypoint.proxy.exchange import ExchangeRecord
 
 _log = logging.getLogger("access")
 MAX_OPEN_SERIES = 4096
+DEFAULT_RULE = "default"
+"""Stands for the rule where none decided: the service's own default."""
 
 
 class _Cells:
@@ -57,10 +63,13 @@ class _Cells:
 class _Series:
     """What was counted for one label set since the last flush; the three histograms share their bounds."""
 
-    __slots__ = ("count", "duration_ms", "labels", "request_bytes", "response_bytes")
+    __slots__ = ("count", "duration_ms", "labels", "observed", "request_bytes", "response_bytes", "route")
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, route: Labels, observed: Observed) -> None:
         self.labels = labels
+        self.route = route
+        """Labels of ROUTE_REQUESTS; empty: what was asked for is no service."""
+        self.observed = observed
         self.count = 0
         self.duration_ms, self.request_bytes, self.response_bytes = _Cells(), _Cells(), _Cells()
 
@@ -99,14 +108,20 @@ class Telemetry:
         """Bring what was counted since the last call into the recorder; call it before its `take`."""
         recorder = self.recorder
         for series in self._series.values():
-            if series.count:
-                recorder.add(HTTP_REQUESTS, series.labels, series.count)
-                for metric, cells in (
-                    (HTTP_DURATION_MS, series.duration_ms),
-                    (HTTP_REQUEST_BYTES, series.request_bytes),
-                    (HTTP_RESPONSE_BYTES, series.response_bytes),
-                ):
-                    recorder.merge(metric, series.labels, cells.take())
+            labels = shown(series.observed, HTTP_REQUESTS, series.labels)
+            if labels:
+                recorder.add(HTTP_REQUESTS, labels, series.count)
+            for metric, cells in (
+                (HTTP_DURATION_MS, series.duration_ms),
+                (HTTP_REQUEST_BYTES, series.request_bytes),
+                (HTTP_RESPONSE_BYTES, series.response_bytes),
+            ):
+                labels = shown(series.observed, metric, series.labels)
+                if labels:
+                    recorder.merge(metric, labels, cells.take())
+            if series.route:
+                recorder.add(ROUTE_REQUESTS, series.route, series.count)
+                recorder.merge(ROUTE_DURATION_MS, series.route[:-1], series.duration_ms.take())
         self._series.clear()
 
     def request(
@@ -118,6 +133,7 @@ class Telemetry:
         reached: Workload | None,
         started_s: float,
         protocol: str,
+        observed: Observed,
     ) -> None:
         """Record one finished request."""
         duration_ms = (self.monotonic() - started_s) * 1000
@@ -125,13 +141,15 @@ class Telemetry:
         if protocol == "grpc":
             grpc_status = find(record.trailers, "grpc-status") or find(record.response_headers, "grpc-status")
         uid = reached.uid if reached is not None else ""
-        key = (client, destination, uid, protocol, record.status, grpc_status, record.flag)
+        rule = (record.plan.source if record.plan is not None else "") or DEFAULT_RULE
+        key = (client, destination, uid, protocol, record.status, grpc_status, record.flag, rule)
         series = self._series.get(key)
         if series is None:
             if len(self._series) >= MAX_OPEN_SERIES:
                 self.flush()
             labels = self._make_labels(client, destination, record, reached, protocol, grpc_status)
-            series = self._series[key] = _Series(labels)
+            route = _route(destination, rule, record.status)
+            series = self._series[key] = _Series(labels, route, observed)
         series.count += 1
         series.duration_ms.observe(duration_ms)
         series.request_bytes.observe(record.request_bytes)
@@ -139,7 +157,7 @@ class Telemetry:
         service = destination.service
         if record.tries > 1 and service is not None:
             self.recorder.add(HTTP_RETRIES, (service.hostname, service.namespace), record.tries - 1)
-        if self._wanted(record):
+        if self._wanted(record, observed):
             self._log_request(client, destination, record, reached, duration_ms, protocol, grpc_status)
 
     def denied(self, policy: str | None, reason: str) -> None:
@@ -158,6 +176,7 @@ class Telemetry:
         received: int,
         started_s: float,
         detail: str,
+        observed: Observed,
     ) -> None:
         """Record one finished connection that is not HTTP: bytes to the server and from it."""
         labels = TcpFlow(
@@ -169,13 +188,17 @@ class Telemetry:
             service=destination.service,
             mutual_tls=True,
         ).labels(flags)
-        recorder = self.recorder
-        recorder.add(CONNECTIONS_OPENED, labels)
-        recorder.add(CONNECTIONS_CLOSED, labels)
-        recorder.add(RECEIVED_BYTES, labels, sent)
-        recorder.add(SENT_BYTES, labels, received)
+        for metric, number in (
+            (CONNECTIONS_OPENED, 1),
+            (CONNECTIONS_CLOSED, 1),
+            (RECEIVED_BYTES, sent),
+            (SENT_BYTES, received),
+        ):
+            if of_metric := shown(observed, metric, labels):
+                self.recorder.add(metric, of_metric, number)
         failed = flags != "-"
-        if self._access_log is AccessLog.OFF or (self._access_log is AccessLog.ERRORS and not failed):
+        wanted = self._access_log is AccessLog.ALL or (self._access_log is AccessLog.ERRORS and failed)
+        if not (wanted if observed.log is None else observed.log):
             return
         values = {
             **_who(client, destination, reached),
@@ -211,7 +234,9 @@ class Telemetry:
             protocol=protocol, status=str(record.status), grpc_status=grpc_status, flags=record.flag
         )
 
-    def _wanted(self, record: ExchangeRecord) -> bool:
+    def _wanted(self, record: ExchangeRecord, observed: Observed) -> bool:
+        if observed.log is not None:
+            return observed.log and record.status >= observed.log_above
         if self._access_log is AccessLog.ALL:
             return True
         return self._access_log is AccessLog.ERRORS and (record.flag != "-" or record.status >= 500)
@@ -235,7 +260,7 @@ class Telemetry:
             "protocol": Bare(protocol),
             "status": record.status,
             "flags": Bare(record.flag),
-            "route": Bare((record.plan.source if record.plan is not None else "") or "default"),
+            "route": Bare((record.plan.source if record.plan is not None else "") or DEFAULT_RULE),
             "upstream": Bare(record.endpoint),
             "tries": record.tries,
             "bytes_recv": record.request_bytes,
@@ -263,6 +288,21 @@ def _who(client: Client, destination: Destination, reached: Workload | None) -> 
         "dst.workload": reached.name if reached is not None else "",
         "dst.namespace": reached.namespace if reached is not None else "",
     }
+
+
+def shown(observed: Observed, metric: Metric, labels: Labels) -> Labels:
+    """Return the labels that a metric has under the overrides in force; empty: it is not counted."""
+    if not observed.metrics:
+        return labels
+    if observed.without(metric.name):
+        return ()
+    removed = observed.removed(metric.name)
+    return tuple("" if name in removed else value for name, value in zip(metric.labels, labels, strict=True))
+
+
+def _route(destination: Destination, rule: str, status: int) -> Labels:
+    service = destination.service
+    return () if service is None else (service.hostname, service.namespace, rule, str(status))
 
 
 def find(headers: Headers, name: str) -> str:

@@ -128,6 +128,19 @@ HTTP_REQUEST_BYTES = Metric(
 HTTP_RESPONSE_BYTES = Metric(
     "istio_response_bytes", MetricType.HISTOGRAM, "Size of response bodies", HTTP_LABELS, _BUCKETS
 )
+_ROUTE: Labels = ("destination_service", "destination_service_namespace", "rule")
+ROUTE_REQUESTS = _counter(
+    "ambit_route_requests",
+    "Requests by the rule that decided them: kind/namespace/name#index, or default",
+    (*_ROUTE, "response_code"),
+)
+ROUTE_DURATION_MS = Metric(
+    "ambit_route_duration_milliseconds",
+    MetricType.HISTOGRAM,
+    "Time from a request's head to the end of its response, by the rule that decided it",
+    _ROUTE,
+    _BUCKETS,
+)
 HTTP_RETRIES = _counter(
     "ambit_http_retries",
     "Tries after the first, by the service that was asked for",
@@ -226,6 +239,8 @@ METRICS: tuple[Metric, ...] = (
     HTTP_DURATION_MS,
     HTTP_REQUEST_BYTES,
     HTTP_RESPONSE_BYTES,
+    ROUTE_REQUESTS,
+    ROUTE_DURATION_MS,
     HTTP_RETRIES,
     ENDPOINTS_EJECTED,
     ENDPOINT_EJECTIONS,
