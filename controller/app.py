@@ -68,7 +68,7 @@ DRAIN_S = 3.0
 _SERVER_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_send_message_length", 200 * 1024 * 1024),
     # Another process on the port is an error, never a silent share.
