@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from grpc._cython import cygrpc
 
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mesh", "controller", "ztunnel", "waypoint", "cli")
 LIBRARY = Path(cygrpc.__file__).read_bytes()
