@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mesh.model.destination import ConnectionPool
 from mesh.net.relay import End, RelayOwner
@@ -370,5 +372,76 @@ def test_http2_keeps_the_same_bounds() -> None:
         assert "within 3 s (DestinationRule/shop/web: connectTimeout)" in tries[1].detail
         assert (circuit.connections, circuit.pending, pool.connections, pool.pending) == (0, 0, 0, 0)
         await owner.close()
+
+    run_virtual(main)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["ask", "ask", "ask", "cancel", "answer", "answer", "close", "refuse", "retire", "wait"]
+        ),
+        st.integers(0, 7),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS, st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_whatever_happens_the_counts_are_right_and_every_try_ends_once(
+    steps: list[tuple[str, int]], connections: int, pending: int, requests: int
+) -> None:
+    async def main() -> None:
+        b = Bench(PoolLimits(connections=4, pending=6, idle_s=5))
+        circuit = limits(
+            max_connections=connections,
+            max_pending_requests=pending,
+            max_requests_per_connection=requests,
+            idle_timeout_s=5.0,
+        )
+        tries: list[Try] = []
+        retired = 0
+        for step, number in steps:
+            live = [server for server in b.servers if not server.closed]
+            if step == "ask":
+                tries.append(await b.ask(circuit, (ONE, TWO)[number % 2]))
+            elif step == "cancel" and tries:
+                request = tries[number % len(tries)].request
+                assert request is not None
+                request.cancel()
+            elif step == "answer" and live:
+                live[number % len(live)].answer()
+            elif step == "close" and live:
+                server = live[number % len(live)]
+                assert server.peer is not None
+                server.closed = True
+                server.peer.abort(Reason.PEER_RESET)
+            elif step == "refuse":
+                b.refuse = not b.refuse
+            elif step == "retire":
+                retired += 1
+                b.pool.close_idle([(ONE, TWO)[number % 2].key])
+            elif step == "wait":
+                await asyncio.sleep(number)
+            await settle()
+            open_ = [server for server in b.servers if not server.closed]
+            assert b.pool.connections == circuit.connections == len(open_)
+            assert b.pool.pending == circuit.pending <= pending
+            # Every endpoint may have one in any case, and again when it returns.
+            assert circuit.connections <= connections + 1 + retired
+        b.refuse = False
+        for _ in range(60):
+            for server in b.servers:
+                if not server.closed:
+                    server.answer()
+            await settle()
+        await asyncio.sleep(30)
+        for made in tries:
+            ends = [told for told in made.told if told is None or isinstance(told, Failure)]
+            assert len(ends) == 1, made
+        assert (b.pool.connections, b.pool.pending, circuit.connections, circuit.pending) == (0, 0, 0, 0)
+        assert not b.pool._groups
+        await b.owner.close()
 
     run_virtual(main)
