@@ -85,9 +85,14 @@ def endpoint_labels(
     if not everywhere and not any(by_service.values()):
         return {}
     found = {}
+    known: dict[tuple[NamespacedHostname, ...], list[str]] = {}
     for labels, workload in workloads:
-        asked = everywhere.union(*(by_service.get(service, ()) for service in workload.services))
-        given = tuple(sorted((key, labels[key]) for key in asked if key in labels))
+        services = tuple(workload.services)
+        keys = known.get(services)
+        if keys is None:
+            asked = everywhere.union(*(by_service.get(service, ()) for service in services))
+            keys = known[services] = sorted(asked)
+        given = tuple((key, labels[key]) for key in keys if key in labels)
         if given:
             found[workload.uid] = EndpointLabels(uid=workload.uid, labels=given)
     return found
