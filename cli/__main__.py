@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 EXIT_ERROR = 1
@@ -121,6 +121,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse the words; optional last names may stand behind options, where argparse loses them."""
     verb = next((word for word in words if not word.startswith("-")), "")
     parser = build_parser(verb if verb in modules() else "")
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(EXIT_USAGE)
+    if verb and verb not in modules():
+        parser.error(f"there is no verb {verb}{_nearest(verb)}")
     options, rest = parser.parse_known_args(words)
     if rest and not any(word.startswith("-") for word in rest):
         if len(rest) == 1 and getattr(options, "object", "") is None:
@@ -132,6 +137,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
+
+
+def _nearest(verb: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(verb, modules(), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -147,12 +159,27 @@ def run(options: argparse.Namespace) -> int:
     """Dispatch parsed options; an error that a verb knows ends with its code."""
     from cli.codes import CliError
 
+    verb = importlib.import_module(modules()[options.verb])
     try:
-        code: int = importlib.import_module(modules()[options.verb]).run(options)
+        if getattr(options, "watch", None) is None:
+            code: int = verb.run(options)
+            return code
+        return _watch(verb.run, options)
     except CliError as error:
         print(error, file=sys.stderr)
         return error.code.exit_code
-    return code
+
+
+def _watch(show: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Show again and again until interrupted; on a terminal always at its top."""
+    import time
+
+    clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
+    while True:
+        print(clear, end="")
+        show(options)
+        print("" if clear else "\n", end="", flush=True)
+        time.sleep(options.watch)
 
 
 if __name__ == "__main__":

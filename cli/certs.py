@@ -13,7 +13,7 @@ from typing import Any
 from cli.checks import root_ends
 from cli.codes import EXIT_CHECK, EXIT_NO_DATA, EXIT_OK, CliError
 from cli.facts import Facts
-from cli.options import add_common, add_namespace
+from cli.options import add_common, add_namespace, add_watch
 from cli.output import Cell, Screen, document, dump, say, span, table
 from cli.target import Part, open_target
 
@@ -22,6 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_namespace(parser)
     add_common(parser)
+    add_watch(parser)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cli.codes import EXIT_NO_DATA, EXIT_OK
 from cli.facts import Facts
-from cli.options import add_common, add_namespace
+from cli.options import add_common, add_namespace, add_watch
 from cli.output import Cell, emit, say
 from cli.scrape import add_window, read_edges
 from cli.stat import Names
@@ -28,6 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="only edges from or to this workload")
     add_namespace(parser)
     add_common(parser)
+    add_watch(parser)
     add_window(parser)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cli.codes import EXIT_NO_DATA, EXIT_OK, CliError, Code
 from cli.facts import Facts
-from cli.options import add_common, add_namespace
+from cli.options import add_common, add_namespace, add_watch
 from cli.output import Cell, Row, dump, emit, say, size, span
 from cli.target import Part, open_target
 
@@ -63,6 +63,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     config.add_argument("--level", metavar="LEVEL", help="log: set it (debug, info, access=debug, reset)")
     add_namespace(config)
     add_common(config)
+    add_watch(config)
 
 
 def run(options: argparse.Namespace) -> int:

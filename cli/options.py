@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cli.output import FORMATS
 
+DEFAULT_WATCH_S = 2.0
+
 
 def add_common(parser: argparse.ArgumentParser, *, formats: tuple[str, ...] = FORMATS) -> None:
     """Add which mesh is meant, and how the answer is written."""
@@ -23,6 +25,19 @@ def add_common(parser: argparse.ArgumentParser, *, formats: tuple[str, ...] = FO
         "--color", choices=("auto", "always", "never"), default="auto", help="default: on a terminal only"
     )
     parser.add_argument("--no-headers", action="store_true", help="leave the headers of tables out")
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """Add -w."""
+    parser.add_argument(
+        "-w",
+        "--watch",
+        type=duration,
+        nargs="?",
+        const=DEFAULT_WATCH_S,
+        metavar="DURATION",
+        help=f"show it again after so long (default {DEFAULT_WATCH_S:g}s), until interrupted",
+    )
 
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cli.codes import EXIT_NO_DATA, EXIT_OK, CliError, Code
 from cli.facts import Facts, Pod
-from cli.options import add_common, add_namespace
+from cli.options import add_common, add_namespace, add_watch
 from cli.output import Cell, emit, say, size
 from cli.scrape import add_window, read_edges
 from cli.target import open_target
@@ -45,6 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_namespace(parser)
     add_common(parser)
     add_window(parser)
+    add_watch(parser)
     parser.add_argument("--all", action="store_true", help="those without traffic too")
 
 
@@ -225,7 +226,8 @@ def _rows(kind: str, facts: Facts, traffic: Mapping[str, Total], *, everything: 
     for pod in pods:
         for key in _keys(kind, pod, facts):
             members.setdefault(key, []).append(pod)
-    keys = set(traffic) | (set(members) if everything else set())
+    busy = {key for key, total in traffic.items() if total.any}
+    keys = busy | (set(traffic) | set(members) if everything else set())
     rows = []
     for key in sorted(keys):
         namespace, _, name = key.partition("/")

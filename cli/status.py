@@ -16,7 +16,7 @@ from cli.checks_pods import GATEWAY_LABEL
 from cli.codes import EXIT_ERROR, EXIT_OK, CliError
 from cli.facts import Facts, Pod
 from cli.metrics import parse
-from cli.options import add_common
+from cli.options import add_common, add_watch
 from cli.output import Cell, Screen, document, dump, plural, span, table
 from cli.target import Part, open_target
 
@@ -27,6 +27,7 @@ SHOWN = 20
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_common(parser)
+    add_watch(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -205,13 +205,21 @@ def _seen_labs() -> list[str]:
         return []
 
 
+_clusters: dict[tuple[str | None, Path | None], Target] = {}
+"""Clusters that are open: a watched verb keeps its port-forwards."""
+
+
 def _open_cluster(context: str | None, kubeconfig: Path | None) -> Target:
     from cli.target_kube import Kubectl, KubeTarget
 
+    known = _clusters.get((context, kubeconfig))
+    if known is not None:
+        return known.fresh()
     kubectl = Kubectl(context or "", kubeconfig)
     if not context:
         kubectl = Kubectl(kubectl.run("config", "current-context").strip(), kubeconfig)
-    return KubeTarget(kubectl)
+    found = _clusters[context, kubeconfig] = KubeTarget(kubectl)
+    return found
 
 
 def _open_lab(name: str, state: Path | None) -> Target:

@@ -17,13 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cli.codes import CliError, Code
 from cli.target import LABS, Answer, Listener, Part, Program, UnreachableError
 from lab import store
 from lab.errors import LabError
 from lab.layout import Layout
 from lab.manifests import object_path
-from mesh.config.objects import RawObject, make_object
+from mesh.config.objects import ObjectKey, RawObject, make_object, parse_documents
 from mesh.config.source import Snapshot
 
 TIMEOUT_S = 5.0
@@ -108,7 +110,8 @@ class LabTarget:
         """Return every object; read from disk once."""
         with self._lock:
             if self._snapshot is None:
-                self._snapshot = store.snapshot(self._layout)
+                layout = self._layout
+                self._snapshot = read_objects([layout.objects, layout.generated, layout.status])
             return self._snapshot
 
     def written(self, raw: RawObject) -> RawObject:
@@ -116,6 +119,8 @@ class LabTarget:
         applied = object_path(self._layout.objects, raw.kind, raw.namespace, raw.name)
         # The controller's copy, which has a status, comes after what was applied.
         found = store.written(raw, applied)
+        if found is raw:
+            found = _with_lines(raw)
         path = Path(found.file)
         if found is raw or not path.is_relative_to(Path.cwd()):
             return found
@@ -274,6 +279,33 @@ class LabTarget:
         with self._lock:
             self._snapshot = None
         return found
+
+
+def read_objects(directories: Sequence[Path]) -> Snapshot:
+    """Read a lab's objects, later directories over earlier ones, without the lines of their fields.
+
+    Three times as fast as with lines, which `written` finds for the few that are asked for. What
+    cannot be read is left out: the controller names it.
+    """
+    found: dict[ObjectKey, RawObject] = {}
+    for directory in directories:
+        for path in sorted(directory.rglob("*.yaml")):
+            try:
+                data = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
+                item = make_object(data, file=str(path), line=1)
+            except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+                continue
+            found[item.key] = item
+    return Snapshot(objects=found)
+
+
+def _with_lines(raw: RawObject) -> RawObject:
+    """Read an object's file again, with the lines of its fields."""
+    try:
+        found, _ = parse_documents(Path(raw.file).read_text(), raw.file)
+    except (OSError, UnicodeDecodeError):
+        return raw
+    return next((item for item in found if item.key == raw.key), raw)
 
 
 def listener(text: str) -> Listener:

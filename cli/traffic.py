@@ -197,6 +197,12 @@ class Total:
     http: Http = field(default_factory=Http)
 
     @property
+    def any(self) -> bool:
+        """Whether anything came in."""
+        tcp = self.tcp
+        return bool(tcp.opened or tcp.closed or tcp.failed or tcp.sent or tcp.received or self.http.requests)
+
+    @property
     def success(self) -> float | None:
         """Of requests where there are any, else of connections."""
         if self.http.requests:

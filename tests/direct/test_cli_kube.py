@@ -55,6 +55,7 @@ ANSWERS = {
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("cli.target._clusters", {})
     monkeypatch.setenv("FAKE_KUBECTL", str(tmp_path))
     monkeypatch.setenv("AMBIT_KUBECTL", f"{sys.executable} {FAKE_KUBECTL}")
     (tmp_path / "objects.json").write_text(json.dumps({"items": OBJECTS}))
