@@ -30,7 +30,7 @@ lint: bootstrap
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) tools/gen_proto.py --check
-	$(PYTHON) tools/dashboards.py --check
+	$(PYTHON) -m tools.dashboards --check
 
 unit: bootstrap
 	$(PYTEST) tests/unit tests/direct tests/interop $(ARGS)
@@ -46,7 +46,7 @@ bootstrap:
 
 gen: bootstrap
 	$(PYTHON) tools/gen_proto.py
-	$(PYTHON) tools/dashboards.py
+	$(PYTHON) -m tools.dashboards
 
 include tests/vm/vm.mk
 

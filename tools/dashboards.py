@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grafana dashboards and Prometheus rules as code: `python tools/dashboards.py [--check]`.
+"""Grafana dashboards and Prometheus rules as code: `python -m tools.dashboards [--check]`.
 
 Writes daemonset/manifests/grafana: dashboards/*.json, rules.yaml and provisioning. Every
 expression is run against a live lab by tests/netns/test_dashboards.py.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -19,45 +18,29 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement
 from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
+from tools.panels import PAIR, PAIR_LEGEND, RATE, Panel, rated
+from tools.panels_http import MESH_HTTP, SERVICE_HTTP, WAYPOINT
+from tools.rules import RULES
+
 OUT = Path(__file__).resolve().parents[1] / "daemonset" / "manifests" / "grafana"
-RATE = "$__rate_interval"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """One graph: expressions by legend."""
-
-    title: str
-    unit: str
-    queries: tuple[tuple[str, str], ...]
-    about: str = ""
-
-
-def _sum(metric: str, by: str, where: str = "") -> str:
-    return f"sum by ({by}) (rate({metric}{{{where}}}[{RATE}]))"
-
-
-_PAIR = "source_workload, source_workload_namespace, destination_service_name, destination_service_namespace"
-_PAIR_LEGEND = "{{source_workload_namespace}}/{{source_workload}} to {{destination_service_name}}"
 _NODE = 'node=~"$node"'
 _FROM = 'reporter="source"'
-
 MESH = (
     Panel(
         title="Connections opened",
         unit="cps",
-        queries=((_PAIR_LEGEND, _sum("istio_tcp_connections_opened_total", _PAIR, _FROM)),),
+        queries=((PAIR_LEGEND, rated("istio_tcp_connections_opened_total", PAIR, _FROM)),),
         about="By caller and service, as the caller's node sees them.",
     ),
     Panel(
         title="Bytes to servers",
         unit="Bps",
-        queries=((_PAIR_LEGEND, _sum("istio_tcp_received_bytes_total", _PAIR, _FROM)),),
+        queries=((PAIR_LEGEND, rated("istio_tcp_received_bytes_total", PAIR, _FROM)),),
     ),
     Panel(
         title="Bytes to clients",
         unit="Bps",
-        queries=((_PAIR_LEGEND, _sum("istio_tcp_sent_bytes_total", _PAIR, _FROM)),),
+        queries=((PAIR_LEGEND, rated("istio_tcp_sent_bytes_total", PAIR, _FROM)),),
     ),
     Panel(
         title="Connections by security",
@@ -65,7 +48,7 @@ MESH = (
         queries=(
             (
                 "{{connection_security_policy}}",
-                _sum("istio_tcp_connections_opened_total", "connection_security_policy", _FROM),
+                rated("istio_tcp_connections_opened_total", "connection_security_policy", _FROM),
             ),
         ),
         about="unknown is plaintext: one side is not in the mesh.",
@@ -73,7 +56,7 @@ MESH = (
     Panel(
         title="How connections end",
         unit="cps",
-        queries=(("{{reporter}}: {{reason}}", _sum("ambit_connections_ended_total", "reporter, reason")),),
+        queries=(("{{reporter}}: {{reason}}", rated("ambit_connections_ended_total", "reporter, reason")),),
     ),
     Panel(
         title="Success of connections",
@@ -94,7 +77,7 @@ SERVICE = (
         queries=(
             (
                 "{{source_workload_namespace}}/{{source_workload}}",
-                _sum(
+                rated(
                     "istio_tcp_connections_opened_total",
                     "source_workload, source_workload_namespace",
                     f'{_FROM},destination_service=~"$service"',
@@ -108,7 +91,7 @@ SERVICE = (
         queries=(
             (
                 "{{destination_workload}}",
-                _sum(
+                rated(
                     "istio_tcp_connections_opened_total",
                     "destination_workload",
                     f'{_FROM},destination_service=~"$service"',
@@ -136,7 +119,7 @@ SERVICE = (
         queries=(
             (
                 "{{source_principal}}",
-                _sum(
+                rated(
                     "istio_tcp_connections_opened_total",
                     "source_principal",
                     f'{_FROM},destination_service=~"$service"',
@@ -158,7 +141,7 @@ NODE = (
         queries=(
             (
                 "{{node}} {{reason}}",
-                _sum(
+                rated(
                     "ambit_bpf_events_total",
                     "node, reason",
                     f'{_NODE},reason=~"captured|to_outbound|to_hbone|to_inbound|probe_passed|dns_redirected"',
@@ -173,7 +156,7 @@ NODE = (
         queries=(
             (
                 "{{node}} {{reason}}",
-                _sum(
+                rated(
                     "ambit_bpf_events_total",
                     "node, reason",
                     f'{_NODE},reason=~"no_.*|.*_quota|foreign_source|non_tcp_denied|listener_full"',
@@ -196,15 +179,18 @@ NODE = (
         title="Connections opened",
         unit="cps",
         queries=(
-            ("{{node}} {{reporter}}", _sum("istio_tcp_connections_opened_total", "node, reporter", _NODE)),
+            (
+                "{{node}} {{reporter}}",
+                rated("istio_tcp_connections_opened_total", "node, reporter", _NODE),
+            ),
         ),
     ),
     Panel(
         title="Bytes through the tunnel",
         unit="Bps",
         queries=(
-            ("{{node}} received", _sum("istio_tcp_received_bytes_total", "node", _NODE)),
-            ("{{node}} sent", _sum("istio_tcp_sent_bytes_total", "node", _NODE)),
+            ("{{node}} received", rated("istio_tcp_received_bytes_total", "node", _NODE)),
+            ("{{node}} sent", rated("istio_tcp_sent_bytes_total", "node", _NODE)),
         ),
     ),
     Panel(
@@ -221,7 +207,7 @@ NODE = (
     Panel(
         title="CPU",
         unit="short",
-        queries=(("{{node}} {{job}}", _sum("process_cpu_seconds_total", "node, job", _NODE)),),
+        queries=(("{{node}} {{job}}", rated("process_cpu_seconds_total", "node, job", _NODE)),),
         about="Cores, of ztunnel's supervisor and of the agent.",
     ),
     Panel(
@@ -235,7 +221,7 @@ NODE = (
         queries=(
             (
                 "{{node}} {{request_query_type}}",
-                _sum("istio_dns_requests_total", "node, request_query_type", _NODE),
+                rated("istio_dns_requests_total", "node, request_query_type", _NODE),
             ),
         ),
     ),
@@ -245,7 +231,7 @@ CONTROL_PLANE = (
     Panel(
         title="Pushes",
         unit="cps",
-        queries=(("{{type}}", _sum("pilot_xds_pushes_total", "type")),),
+        queries=(("{{type}}", rated("pilot_xds_pushes_total", "type")),),
     ),
     Panel(
         title="From a change to its last response, 99th percentile",
@@ -283,7 +269,7 @@ SECURITY = (
         queries=(
             (
                 "{{source_workload}} to {{destination_workload}}",
-                _sum(
+                rated(
                     "istio_tcp_connections_opened_total",
                     "source_workload, destination_workload",
                     'reporter="destination",connection_security_policy!="mutual_tls"',
@@ -298,7 +284,7 @@ SECURITY = (
         queries=(
             (
                 "{{reporter}}: {{reason}}",
-                _sum("ambit_connections_ended_total", "reporter, reason", 'reason=~"policy_.*|identity_.*"'),
+                rated("ambit_connections_ended_total", "reporter, reason", 'reason=~"policy_.*|identity_.*"'),
             ),
         ),
     ),
@@ -312,65 +298,12 @@ SECURITY = (
     ),
 )
 DASHBOARDS = {
-    "mesh": ("Ambit: Mesh", MESH, ()),
-    "service": ("Ambit: Service", SERVICE, (("service", "destination_service"),)),
+    "mesh": ("Ambit: Mesh", (*MESH_HTTP, *MESH), ()),
+    "service": ("Ambit: Service", (*SERVICE_HTTP, *SERVICE), (("service", "destination_service"),)),
     "node": ("Ambit: Node", NODE, (("node", "node"),)),
+    "waypoint": ("Ambit: Waypoint", WAYPOINT, (("service", "destination_service"),)),
     "control-plane": ("Ambit: Control plane", CONTROL_PLANE, ()),
     "security": ("Ambit: Security", SECURITY, ()),
-}
-RULES = {
-    "groups": [
-        {
-            "name": "ambit",
-            "rules": [
-                {
-                    "record": "ambit:connections:rate5m",
-                    "expr": "sum by (source_workload, source_workload_namespace, destination_service) "
-                    '(rate(istio_tcp_connections_opened_total{reporter="source"}[5m]))',
-                },
-                {
-                    "alert": "AmbitConfigurationStale",
-                    "expr": "max by (node) (ambit_config_sync_age_seconds) > 120",
-                    "for": "2m",
-                    "labels": {"severity": "warning"},
-                    "annotations": {
-                        "summary": "The ztunnel of {{ $labels.node }} has not heard from the controller "
-                        "for {{ $value | humanizeDuration }}; what is in force stays"
-                    },
-                },
-                {
-                    "alert": "AmbitCertificateExpiresSoon",
-                    "expr": "min by (node) (ambit_cert_expiry_timestamp_seconds - time()) < 7200",
-                    "for": "5m",
-                    "labels": {"severity": "critical"},
-                    "annotations": {
-                        "summary": "A workload certificate on {{ $labels.node }} ends in "
-                        "{{ $value | humanizeDuration }}: renewal fails"
-                    },
-                },
-                {
-                    "alert": "AmbitMapAlmostFull",
-                    "expr": "ambit_bpf_map_entries / ambit_bpf_map_capacity > 0.9",
-                    "for": "5m",
-                    "labels": {"severity": "warning"},
-                    "annotations": {
-                        "summary": "BPF map {{ $labels.map }} of {{ $labels.node }} is "
-                        "{{ $value | humanizePercentage }} full; further pods or connections will be refused"
-                    },
-                },
-                {
-                    "alert": "AmbitObjectRejected",
-                    "expr": 'sum(ambit_config_problems{severity=~"rejected|error"}) > 0',
-                    "for": "5m",
-                    "labels": {"severity": "warning"},
-                    "annotations": {
-                        "summary": "{{ $value }} objects are not in force as written; see the controller's "
-                        "/debug/problems"
-                    },
-                },
-            ],
-        }
-    ]
 }
 PROVISIONING = {
     "apiVersion": 1,
@@ -392,7 +325,7 @@ def expressions() -> Iterator[tuple[str, str]]:
             for _, expression in panel.queries:
                 yield f"{name}: {panel.title}", expression
     for group in RULES["groups"]:
-        for rule in group["rules"]:  # type: ignore[attr-defined]
+        for rule in group["rules"]:
             yield f"rule {rule.get('record') or rule['alert']}", rule["expr"]
 
 
@@ -405,7 +338,9 @@ def _build(name: str) -> str:
         dashboard.DatasourceVariable("datasource").type("prometheus").label("Prometheus")
     )
     for variable, label in variables:
-        metric = "ambit_agent_pods" if label == "node" else "istio_tcp_connections_opened_total"
+        metric = {"service": "istio_tcp_connections_opened_total", "waypoint": "istio_requests_total"}.get(
+            name, "ambit_agent_pods"
+        )
         made = made.with_variable(
             dashboard.QueryVariable(variable)
             .datasource(_datasource())
@@ -457,7 +392,7 @@ def main(arguments: list[str]) -> int:
     stale = [path for path, text in outputs().items() if not path.exists() or path.read_text() != text]
     if "--check" in arguments:
         for path in stale:
-            print(f"{path} is stale; run tools/dashboards.py", file=sys.stderr)
+            print(f"{path} is stale; run python -m tools.dashboards", file=sys.stderr)
         return 1 if stale else 0
     for path, text in outputs().items():
         path.parent.mkdir(parents=True, exist_ok=True)

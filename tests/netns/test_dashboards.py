@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lab_bed import MANIFEST, ONLY_FRIEND, REPOSITORY, Lab
+from lab_bed import MANIFEST, ONLY_FRIEND, REPOSITORY, SERVER, Lab, pod
 
 from tests.support.eventually import eventually
 from tools.dashboards import DASHBOARDS, OUT, expressions, outputs
@@ -24,11 +25,112 @@ from tools.dashboards import DASHBOARDS, OUT, expressions, outputs
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, network namespaces and BPF"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
 ]
 
 LAB = Lab("grafanatest")
 WINDOW = "20s"
+LOAD = r"""
+while :; do
+  curl -s -m 5 -o /dev/null http://web/ -o /dev/null http://web/admin
+  curl -s -m 5 -o /dev/null -X POST http://web/
+  curl -s -m 5 -o /dev/null -H 'x-fault: yes' http://web/
+  curl -s -m 5 -o /dev/null -Z --parallel-max 30 'http://web/?[1-30]'
+  sleep 0.5
+done
+"""
+"""Every second, of each kind of request something. Python's server answers POST with 501."""
+BEHIND_WAYPOINT = (
+    pod("load", "node2", account="load", command=json.dumps(["sh", "-c", LOAD]))
+    + pod("web", "node1", account="web", command=SERVER)
+    + """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody, namespace: shop}
+spec:
+  selector: {app: nobody}
+  ports: [{name: grpc, port: 4317}]
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: istio-system}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - name: otel
+      opentelemetry: {service: nobody.shop.svc.cluster.local, port: 4317}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: default, namespace: shop}
+spec:
+  tracing: [{providers: [{name: otel}], randomSamplingPercentage: 10}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - name: faulty
+    match: [{headers: {x-fault: {exact: "yes"}}}]
+    fault: {abort: {httpStatus: 503, percentage: {value: 100}}}
+    route: [{destination: {host: web}}]
+  - name: usual
+    retries: {attempts: 1, retryOn: 5xx}
+    route: [{destination: {host: web}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec:
+  host: web
+  trafficPolicy:
+    connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}
+    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 1s, maxEjectionPercent: 100}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  action: DENY
+  rules: [{to: [{operation: {paths: ["/admin*"]}}]}]
+"""
+)
+RELAY = """
+import asyncio, sys
+async def copy(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()
+async def serve(reader, writer):
+    try:
+        there = await asyncio.open_connection(sys.argv[3], 15020)
+    except OSError:
+        return writer.close()
+    await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
+async def main():
+    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]))
+    await server.serve_forever()
+asyncio.run(main())
+"""
+"""Stands on a node, from where pods can be reached, and lets the machine scrape one."""
+RELAY_PORT = 19020
 
 
 def scrape_config(lab: Lab) -> dict[str, Any]:
@@ -48,9 +150,27 @@ def scrape_config(lab: Lab) -> dict[str, Any]:
         "scrape_configs": [
             job("ztunnel", 15020),
             job("agent", 15017),
+            {
+                "job_name": "waypoint",
+                "static_configs": [{"targets": [f"{nodes['node1']}:{RELAY_PORT}"]}],
+            },
             {"job_name": "controller", "static_configs": [{"targets": [lab.controller]}]},
         ],
     }
+
+
+def relay_to_waypoint() -> subprocess.Popen[bytes]:
+    """Make the waypoint and a way to its metrics."""
+    apply = ["-m", "cli", "waypoint", "apply", "-n", "shop", "--name", "wp", "--wait", "--lab", LAB.name]
+    done = subprocess.run(
+        [sys.executable, *apply], capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    workloads = LAB.admin("/debug/registry")["workloads"]
+    address = next(w["addresses"][0] for w in workloads if w["name"].startswith("wp-"))
+    here = f"198.18.{LAB.layout['slot']}.2"
+    enter = ["ip", "netns", "exec", f"ambit-{LAB.name}-node1", "/usr/bin/python3", "-c", RELAY]
+    return subprocess.Popen([*enter, here, str(RELAY_PORT), address])
 
 
 class Prometheus:
@@ -89,11 +209,13 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """A lab with traffic of every kind, scraped."""
     directory = tmp_path_factory.mktemp("grafana")
     (directory / "objects").mkdir()
-    (directory / "objects" / "shop.yaml").write_text(MANIFEST)
+    (directory / "objects" / "shop.yaml").write_text(f"{MANIFEST}---{BEHIND_WAYPOINT}")
     (directory / "policy.yaml").write_text(ONLY_FRIEND)
     server: Prometheus | None = None
+    relay: subprocess.Popen[bytes] | None = None
     try:
         LAB.ambit("up", "-f", str(directory / "objects"), "--nodes", "2")
+        relay = relay_to_waypoint()
         server = Prometheus(directory, scrape_config(LAB))
         assert [LAB.call(name) for name in ("friend", "outsider", "snoop")] == ["got"] * 3
         LAB.ambit("apply", "-f", str(directory / "policy.yaml"))
@@ -112,6 +234,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     finally:
         if server is not None:
             server.stop()
+        if relay is not None:
+            relay.terminate()
+            relay.wait(20)
         LAB.run("down")
 
 
@@ -170,5 +295,7 @@ def test_promtool_accepts_rules_and_metrics(prometheus: Prometheus) -> None:
 
 def test_the_committed_files_are_what_the_code_makes() -> None:
     for path, text in outputs().items():
-        assert path.read_text() == text, f"{path.relative_to(REPOSITORY)} is stale; run tools/dashboards.py"
+        assert path.read_text() == text, (
+            f"{path.relative_to(REPOSITORY)} is stale; run python -m tools.dashboards"
+        )
     assert {path.stem for path in (OUT / "dashboards").iterdir()} == set(DASHBOARDS)
