@@ -165,6 +165,10 @@ def bed(count: int = 2) -> Callable[[Callable[[Bed], Coroutine[Any, Any, None]]]
                 finally:
                     for client in made.clients:
                         client.close()
+                for each in servers:
+                    if each.hold is not None:
+                        each.hold.set()
+                await eventually_async(lambda: not counted(made.wp), "nothing is counted that is over")
 
         def run() -> None:
             asyncio.run(main())
@@ -173,6 +177,16 @@ def bed(count: int = 2) -> Callable[[Callable[[Bed], Coroutine[Any, Any, None]]]
         return run
 
     return wrap
+
+
+def counted(wp: Waypoint) -> list[object]:
+    """What clusters hold for under way."""
+    found: list[object] = []
+    for cluster in wp.app.proxy.upstreams._clusters.values():
+        circuit, budget = cluster.circuit, cluster.budget
+        found += [circuit.requests, circuit.pending, circuit.retries, budget.active, budget.retrying]
+        found += [host.active for host in cluster.hosts.values()]
+    return [count for count in found if count != 0]
 
 
 def policy(**values: Any) -> DestinationPolicy:
@@ -295,7 +309,7 @@ async def test_a_request_beyond_the_bound_is_answered_at_once(b: Bed) -> None:
     place = (WEB.hostname, "shop", "80", "", "http2MaxRequests")
     refused = await b.get()
     assert refused.status == 503
-    assert f"2 requests are open, {SOURCE} allows 2 (http2MaxRequests)" in refused.body
+    assert f"2 of 2 requests under way (http2MaxRequests of {SOURCE})" in refused.body
     assert b.wp.series("ambit_circuit_overflows")[place] == 1
     assert b.wp.series("ambit_circuit_open")[place] == 1
     only.hold.set()

@@ -242,7 +242,7 @@ def test_a_request_beyond_the_bound_is_refused_by_name(lab: Path) -> None:
     try:
         eventually(lambda: "503" in curl(*both), "one of two requests at once is refused")
         said = " ".join(curl(*both))
-        assert "DestinationRule/shop/echo allows 1 (http2MaxRequests)" in said
+        assert "1 of 1 requests under way (http2MaxRequests of DestinationRule/shop/echo)" in said
         assert 'limit="http2MaxRequests"' in waypoint_metrics()
     finally:
         LAB.ambit("delete", "-f", str(path))

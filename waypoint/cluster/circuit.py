@@ -20,10 +20,10 @@ class Bound(enum.Enum):
 
 
 _WORDS = {
-    Bound.CONNECTIONS: "connections are open",
-    Bound.PENDING: "requests wait for a connection",
-    Bound.REQUESTS: "requests are open",
-    Bound.RETRIES: "retries are under way",
+    Bound.CONNECTIONS: "connections open",
+    Bound.PENDING: "requests waiting for a connection",
+    Bound.REQUESTS: "requests under way",
+    Bound.RETRIES: "retries under way",
 }
 
 
@@ -85,5 +85,5 @@ class Circuit:
         for each, used, limit in self.usage():
             if each is bound:
                 where = self.source or "the waypoint"
-                return f"{self.name}: {used} {_WORDS[bound]}, {where} allows {limit} ({bound.value})"
+                return f"{self.name}: {used} of {limit} {_WORDS[bound]} ({bound.value} of {where})"
         return f"{self.name}: the retry budget is spent"

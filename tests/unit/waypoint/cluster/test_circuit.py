@@ -25,6 +25,6 @@ def test_a_refusal_names_the_cluster_the_number_and_the_object() -> None:
     circuit = Circuit("shop/web:80", POOL, "DestinationRule/shop/web")
     circuit.requests = 2
     words = circuit.overflow(Bound.REQUESTS)
-    assert words == "shop/web:80: 2 requests are open, DestinationRule/shop/web allows 2 (http2MaxRequests)"
+    assert words == "shop/web:80: 2 of 2 requests under way (http2MaxRequests of DestinationRule/shop/web)"
     assert circuit.overflow(Bound.BUDGET) == "shop/web:80: the retry budget is spent"
     assert circuit.overflows == {Bound.REQUESTS: 1, Bound.BUDGET: 1}

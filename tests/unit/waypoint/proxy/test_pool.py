@@ -207,8 +207,8 @@ async def test_beyond_the_bound_on_waiting_requests_the_answer_is_at_once(b: Ben
     refused = await b.ask(circuit)
     assert refused.said == refused.told == [Failure.OVERFLOW]
     assert refused.detail == (
-        "shop/web:80: 1 requests wait for a connection, "
-        "DestinationRule/shop/web allows 1 (http1MaxPendingRequests)"
+        "shop/web:80: 1 of 1 requests waiting for a connection "
+        "(http1MaxPendingRequests of DestinationRule/shop/web)"
     )
 
 
@@ -366,7 +366,7 @@ def test_http2_keeps_the_same_bounds() -> None:
             pool.open(ONE, "", each, Follow(circuit, each.told))
         await settle()
         assert (circuit.connections, circuit.pending, len(dials)) == (1, 2, 1)
-        assert "allows 2 (http1MaxPendingRequests)" in tries[2].detail
+        assert "2 of 2 requests waiting for a connection (http1MaxPendingRequests" in tries[2].detail
         await asyncio.sleep(4)
         assert tries[0].said == tries[0].told == [Failure.CONNECT]
         assert "within 3 s (DestinationRule/shop/web: connectTimeout)" in tries[1].detail
