@@ -237,29 +237,13 @@ class App:
                 mesh = translate(
                     self._platform.output.with_statuses(snapshot.objects), self._settings.options
                 )
+                changes = self._resources.update(_served(mesh))
         except Exception:  # noqa: BLE001 - one bad object must not end the control plane
             _log.exception("the objects cannot be translated; the last state stays in force")
             return
         before = self._reports()
         self._snapshot, self._mesh = snapshot, mesh
         self._tenants = Tenants.of(snapshot.objects)
-        changes = self._resources.update(
-            {
-                ADDRESS_TYPE: {
-                    **mesh.workloads,
-                    **{str(key): service for key, service in mesh.services.items()},
-                },
-                AUTHORIZATION_TYPE: mesh.policies,
-                HTTP_AUTHORIZATION_TYPE: mesh.http_policies,
-                REQUEST_AUTHENTICATION_TYPE: mesh.authentications,
-                ENDPOINT_LABELS_TYPE: mesh.endpoint_labels,
-                DESTINATION_TYPE: mesh.destinations,
-                ROUTE_TABLE_TYPE: mesh.routes,
-                STREAM_TABLE_TYPE: mesh.streams,
-                AUTHORISER_TYPE: mesh.authorisers,
-                TELEMETRY_TYPE: mesh.telemetry,
-            }
-        )
         self._ads.publish(changes)
         self._count()
         for report in self._reports() - before:
@@ -360,6 +344,25 @@ class App:
 
     async def _config(self, _request: Request) -> Response:
         return json_response(_plain(self._settings))
+
+
+def _served(mesh: Mesh) -> dict[str, Mapping[str, Any]]:
+    """Return what is served of each type, by resource name."""
+    return {
+        ADDRESS_TYPE: {
+            **mesh.workloads,
+            **{str(key): service for key, service in mesh.services.items()},
+        },
+        AUTHORIZATION_TYPE: mesh.policies,
+        HTTP_AUTHORIZATION_TYPE: mesh.http_policies,
+        REQUEST_AUTHENTICATION_TYPE: mesh.authentications,
+        ENDPOINT_LABELS_TYPE: mesh.endpoint_labels,
+        DESTINATION_TYPE: mesh.destinations,
+        ROUTE_TABLE_TYPE: mesh.routes,
+        STREAM_TABLE_TYPE: mesh.streams,
+        AUTHORISER_TYPE: mesh.authorisers,
+        TELEMETRY_TYPE: mesh.telemetry,
+    }
 
 
 def _credentials(

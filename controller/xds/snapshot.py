@@ -37,20 +37,26 @@ class Table:
     resources: dict[str, Encoded] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
 
-    def update(self, values: Mapping[str, Any]) -> frozenset[str]:
-        """Take the whole new set; return the names that differ."""
+    def encode_changes(self, values: Mapping[str, Any]) -> dict[str, Encoded]:
+        """Encode what differs from the values in force; changes nothing, raises what `encode` raises."""
+        found = {}
+        for name, value in values.items():
+            if name in self._values and self._values[name] == value:
+                continue
+            data = self.encode(value)
+            found[name] = Encoded(hashlib.sha256(data).hexdigest()[:16], data)
+        return found
+
+    def take(self, values: Mapping[str, Any], encoded: Mapping[str, Encoded]) -> frozenset[str]:
+        """Take the whole new set with what `encode_changes` said of it; return the names that differ."""
         changed: set[str] = set()
         for name in self._values.keys() - values.keys():
             del self._values[name], self.resources[name]
             changed.add(name)
-        for name, value in values.items():
-            if name in self._values and self._values[name] == value:
-                continue
-            self._values[name] = value
-            data = self.encode(value)
-            encoded = Encoded(hashlib.sha256(data).hexdigest()[:16], data)
-            if self.resources.get(name) != encoded:
-                self.resources[name] = encoded
+        for name, made in encoded.items():
+            self._values[name] = values[name]
+            if self.resources.get(name) != made:
+                self.resources[name] = made
                 changed.add(name)
         return frozenset(changed)
 
@@ -76,9 +82,17 @@ class Resources:
         return table.resources if table is not None else {}
 
     def update(self, values: Mapping[str, Mapping[str, Any]]) -> list[Change]:
-        """Take the new state of the given types; return what changed, in the order of pushing."""
+        """Take the new state of the given types; return what changed, in the order of pushing.
+
+        All or nothing: what an encoder raises leaves the last state in force.
+        """
+        encoded = {
+            type_url: table.encode_changes(values[type_url])
+            for type_url, table in self._tables.items()
+            if type_url in values
+        }
         changes = []
-        for type_url, table in self._tables.items():
-            if type_url in values and (names := table.update(values[type_url])):
+        for type_url, made in encoded.items():
+            if names := self._tables[type_url].take(values[type_url], made):
                 changes.append(Change(type_url=type_url, names=names))
         return changes
