@@ -38,6 +38,8 @@ VERBS: dict[str, Group] = {
         ("node", "cli.node", "what a node's ztunnel has been told, holds and does"),
     ),
     "Set it up": (
+        ("install", "cli.install", "put the mesh on a cluster and wait until it runs"),
+        ("uninstall", "cli.install", "take it off again, nodes first"),
         ("enroll", "cli.enroll", "bring a namespace, Deployment or pod into the mesh"),
         ("unenroll", "cli.enroll", "take it out again"),
         ("policy", "cli.policy", "policies from recorded connections; try a change before it is made"),

@@ -94,6 +94,13 @@ class Code(enum.Enum):
         "run the same kubectl command by hand; --context and --kubeconfig choose a cluster",
     )
 
+    STILL_USED = (
+        "AMB3013",
+        EXIT_ERROR,
+        "Pods are in the mesh that is to be removed: they would talk in plaintext, without policy.",
+        "take the namespaces out first (`ambit unenroll`), or insist with --force",
+    )
+
     # What `check` looks at: this machine and its programs.
     KERNEL = (
         "AMB3101",

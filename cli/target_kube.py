@@ -81,7 +81,7 @@ class Kubectl:
         """Return the whole command."""
         return [*self.program.split(), *self.arguments, *words]
 
-    def run(self, *words: str, text: str | None = None) -> str:
+    def run(self, *words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) -> str:
         """Run it and return its output.
 
         Raises:
@@ -94,7 +94,7 @@ class Kubectl:
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=TIMEOUT_S,
+                timeout=timeout_s,
             )
         except FileNotFoundError as error:
             raise CliError(
@@ -104,7 +104,7 @@ class Kubectl:
             ) from error
         except subprocess.TimeoutExpired as error:
             raise CliError(
-                Code.NO_KUBECTL, f"kubectl {words[0]} did not answer within {TIMEOUT_S:g} s"
+                Code.NO_KUBECTL, f"kubectl {words[0]} did not answer within {timeout_s:g} s"
             ) from error
         if done.returncode:
             said = done.stderr.strip() or done.stdout.strip()
@@ -176,6 +176,11 @@ class KubeTarget:
         self._forwards: dict[tuple[str, str], Forward | CliError] = {}
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         atexit.register(self.close)
+
+    @property
+    def kubectl(self) -> Kubectl:
+        """What changes the cluster."""
+        return self._kubectl
 
     def close(self) -> None:
         """End every port-forward."""

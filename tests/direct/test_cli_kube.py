@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from cli import __main__ as main
 from cli.codes import CliError, Code
+from cli.install import version_of
 from cli.target import CONTROLLER, Part, Target, UnreachableError, ask, open_target
 from cli.target_kube import KubeTarget, usable
 from tests.support.fake_target import FAKE_KUBECTL
@@ -25,7 +27,7 @@ def pod(name: str, app: str, node: str, **more: Any) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": SYSTEM, "labels": {"app": app}},
-        "spec": {"nodeName": node},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "image": "ambit.local/ambit:dev"}]},
         "status": {"phase": "Running", **more},
     }
 
@@ -60,7 +62,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AMBIT_KUBECTL", f"{sys.executable} {FAKE_KUBECTL}")
     (tmp_path / "objects.json").write_text(json.dumps({"items": OBJECTS}))
     (tmp_path / "answers.json").write_text(json.dumps(ANSWERS))
-    (tmp_path / "log.txt").write_text("one\ntwo\n")
+    (tmp_path / "log.txt").write_text("one\ntwo")
     return tmp_path
 
 
@@ -150,3 +152,89 @@ def test_without_kubectl_the_remedy_says_so(
         open_target(argparse.Namespace(lab=None, state=None, context=None, kubeconfig=home / "k"))
     assert error.value.code is Code.NO_KUBECTL
     assert "install kubectl" in error.value.remedy
+
+
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "n1"},
+    "status": {"nodeInfo": {"kubeletVersion": "v1.29.1", "kernelVersion": "5.15.0-generic"}},
+}
+LABELLED = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}},
+}
+
+
+def ambit(*words: str) -> int:
+    return main.main([*words, "--context", "east"])
+
+
+def put(home: Path, *objects: dict[str, Any]) -> None:
+    (home / "objects.json").write_text(json.dumps({"items": [*OBJECTS, *objects]}))
+
+
+def changes(home: Path) -> list[tuple[str, str]]:
+    """Every call that changes or waits, with the first line of what was sent."""
+    found = [json.loads(line) for line in (home / "calls.txt").read_text().splitlines()]
+    kept = ("apply", "delete", "-n")
+    return [(" ".join(words), text.partition("\n")[0]) for words, text in found if words[0] in kept]
+
+
+def test_install_applies_what_is_missing_and_waits(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(home, NODE)
+    assert ambit("install", "--image", "registry/ambit:1") == 0
+    apply = "apply --server-side --force-conflicts -f -"
+    wait = "-n istio-system rollout status {} --timeout=180s"
+    definitions, mesh, *waits = changes(home)
+    assert definitions[0] == mesh[0] == apply
+    assert [words for words, _ in waits] == [
+        wait.format("deployment/ambit-controller"),
+        wait.format("daemonset/ambit-node"),
+    ]
+    sent = [json.loads(line)[1] for line in (home / "calls.txt").read_text().splitlines()]
+    assert "kind: kubernetes\nimage: registry/ambit:1\n" in sent
+    assert not any("authorizationpolicies.security.istio.io" in text for text in sent)
+    err = capsys.readouterr().err
+    assert "node n1 runs Kubernetes v1.29.1; 1.30 or newer" in err
+    assert "node n1 has kernel 5.15.0-generic" in err
+    assert "next: `ambit enroll ns/NAMESPACE --context east`" in err
+
+
+def test_install_that_is_not_ready_in_time(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "late").touch()
+    assert ambit("install", "--timeout", "5s") == 124
+    assert "deployment/ambit-controller is not ready after 5 s" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_and_asks_no_cluster(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["install", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "kind: CustomResourceDefinition" in out
+    assert "kind: kubernetes" in out
+    assert {words[0] for words in calls(home)} == {"kustomize"}
+
+
+def test_uninstall_keeps_the_order_and_refuses_while_pods_are_in(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(home, LABELLED)
+    assert ambit("uninstall") == 1
+    assert "of shop would leave the mesh and talk in plaintext" in capsys.readouterr().err
+    assert changes(home) == []
+    assert ambit("uninstall", "--force") == 0
+    assert changes(home) == [
+        ("-n istio-system delete daemonset ambit-node --ignore-not-found", ""),
+        ("apply --server-side --force-conflicts -f -", "kind: uninstall"),
+        ("-n istio-system rollout status daemonset/ambit-cleanup --timeout=180s", ""),
+        ("delete --ignore-not-found -f -", "kind: uninstall"),
+        ("delete --ignore-not-found -f -", "kind: kubernetes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "version"), [("v1.35.4", (1, 35)), ("6.18.0-1-cloud", (6, 18)), ("1.30+", (1, 30)), ("", (0, 0))]
+)
+def test_versions(text: str, version: tuple[int, int]) -> None:
+    assert version_of(text) == version
