@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -330,3 +332,51 @@ async def test_the_end_of_the_process_sends_what_is_there() -> None:
         assert await get(made.port, SAMPLED) == "HTTP/1.1 200 x"
         await made.app.traces.drain(10 * PATIENCE)
         assert len(collector.spans) == 2
+
+
+OTELCOL = shutil.which("otelcol")
+COLLECTOR_CONFIG = """
+receivers:
+  otlp:
+    protocols: {{grpc: {{endpoint: "127.0.0.1:{grpc}"}}, http: {{endpoint: "127.0.0.1:{http}"}}}}
+exporters: {{debug: {{verbosity: detailed}}}}
+service:
+  telemetry: {{metrics: {{level: none}}}}
+  pipelines: {{traces: {{receivers: [otlp], exporters: [debug]}}}}
+"""
+
+
+@pytest.mark.skipif(OTELCOL is None, reason="needs OpenTelemetry's collector (otelcol) on PATH")
+@pytest.mark.parametrize("protocol", [TracerProtocol.OTLP_GRPC, TracerProtocol.OTLP_HTTP])
+async def test_opentelemetrys_own_collector_takes_the_spans(protocol: TracerProtocol, tmp_path: Path) -> None:
+    assert OTELCOL is not None
+    ports = {"grpc": free_port(), "http": free_port()}
+    (tmp_path / "config.yaml").write_text(COLLECTOR_CONFIG.format(**ports))
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            OTELCOL, f"--config={tmp_path}/config.yaml", stdout=output, stderr=output
+        )
+    tracer = replace(TRACER, protocol=protocol, path="/v1/traces")
+    port = ports["grpc" if protocol is TracerProtocol.OTLP_GRPC else "http"]
+    try:
+        await until(lambda: "Everything is ready" in log.read_text(), "the collector is ready")
+        async with backend([]) as web, waypoint() as made:
+            made.endpoints(web)
+            watch(made, tracer, port)
+            assert await get(made.port, SAMPLED) == "HTTP/1.1 200 x"
+            await until(
+                lambda: made.series("ambit_trace_spans").get(("otel", "exported")) == 2,
+                "the collector took them",
+            )
+        text = log.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+    assert "service.name: Str(wp.shop)" in text
+    for wanted in (f"Trace ID       : {TRACE}", f"Parent ID      : {SPAN}", "Kind           : Server"):
+        assert wanted in text, text
+    assert "TraceState     : a=1" in text
+    assert "InstrumentationScope ambit.waypoint" in text
+    assert "http.response.status_code: Int(200)" in text
