@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from cli.check_engine import Check, Outcome, failed, ok, warned
+from cli.check_engine import Check, Outcome, State, failed, ok, warned
 from cli.checks_pods import pod_checks
 from cli.codes import CliError, Code
 from cli.facts import Facts
@@ -76,7 +76,12 @@ def _machine(facts: Facts) -> list[Check]:
 
 
 def _kernel(facts: Facts) -> Outcome:
-    features: Mapping[str, str] = facts.target.bpf(("probe",)).get("features", {})
+    try:
+        features: Mapping[str, str] = facts.target.bpf(("probe",)).get("features", {})
+    except CliError as error:
+        if error.code is not Code.NOT_FOUND:
+            raise
+        return Outcome(state=State.SKIPPED, details=(f"because {error.what}",))
     missing = [f"{name}: {result}" for name, result in features.items() if result != "ok"]
     return failed(Code.KERNEL, *missing) if missing else ok(plural(len(features), "feature"))
 
@@ -90,7 +95,11 @@ def _programs(facts: Facts) -> Outcome:
     programs = facts.target.programs()
     down = [p for p in programs if not p.running]
     if not programs:
-        return failed(Code.PROGRAMS, "no process has been started")
+        return failed(
+            Code.PROGRAMS,
+            f"the mesh is not here: none of its processes runs in {facts.target.title}",
+            remedy=f"`{facts.target.command('install')}` puts it there",
+        )
     return (
         failed(
             Code.PROGRAMS,

@@ -98,6 +98,8 @@ class LabTarget:
         """Return the `ambit` command for this lab."""
         layout = self._layout
         alone = layout.state.parent == LABS and len(list(LABS.glob("*/lab.json"))) == 1
+        if words == "install":
+            words = "lab up"
         if words.startswith("lab "):
             return f"ambit {words}" if layout.name == "ambit" else f"ambit {words} --name {layout.name}"
         return f"ambit {words}" if alone else f"ambit {words} --lab {layout.name}"

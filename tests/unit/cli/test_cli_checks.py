@@ -87,6 +87,12 @@ def test_everything_down_names_the_programs_and_skips_the_rest() -> None:
     assert exit_code(list(found.values()), "error") == 2
 
 
+def test_a_place_without_the_mesh_says_how_to_put_it_there() -> None:
+    found = results(FakeTarget(yaml=POD))["programs"].outcome
+    assert found.details == ("the mesh is not here: none of its processes runs in lab fake",)
+    assert found.advice == "`ambit install` puts it there"
+
+
 @pytest.mark.parametrize(
     ("part", "path", "answer", "key", "expected"),
     [
