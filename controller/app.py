@@ -42,6 +42,7 @@ from mesh.xds.destinations import (
     encode_endpoint_labels,
 )
 from mesh.xds.encode import encode_address, encode_authorization
+from mesh.xds.gateways import GATEWAY_TYPE, encode_gateway
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, encode_http_authorization
 from mesh.xds.providers import AUTHORISER_TYPE, encode_authoriser
 from mesh.xds.request_authentication import (
@@ -112,6 +113,7 @@ class App:
                 DESTINATION_TYPE: encode_destination_policy,
                 ROUTE_TABLE_TYPE: encode_route_table,
                 STREAM_TABLE_TYPE: encode_stream_table,
+                GATEWAY_TYPE: encode_gateway,
                 AUTHORISER_TYPE: encode_authoriser,
                 TELEMETRY_TYPE: encode_telemetry,
             },
@@ -324,6 +326,7 @@ class App:
                 "routes": [_plain(table) for table in mesh.routes.values()],
                 "httpPolicies": [_plain(policy) for policy in mesh.http_policies.values()],
                 "destinations": [_plain(policy) for policy in mesh.destinations.values()],
+                "gateways": [_plain(gateway) for gateway in mesh.gateways.values()],
             }
         )
 
@@ -360,6 +363,7 @@ def _served(mesh: Mesh) -> dict[str, Mapping[str, Any]]:
         DESTINATION_TYPE: mesh.destinations,
         ROUTE_TABLE_TYPE: mesh.routes,
         STREAM_TABLE_TYPE: mesh.streams,
+        GATEWAY_TYPE: mesh.gateways,
         AUTHORISER_TYPE: mesh.authorisers,
         TELEMETRY_TYPE: mesh.telemetry,
     }

@@ -46,6 +46,7 @@ from mesh.telemetry.series import Recorder, Totals
 from mesh.telemetry.trace_export import Emitter
 from mesh.xds.client import Node, Settings, Status, XdsClient
 from mesh.xds.destinations import DESTINATION_TYPE, ENDPOINT_LABELS_TYPE
+from mesh.xds.gateways import GATEWAY_TYPE
 from mesh.xds.gauges import StateCollector
 from mesh.xds.resource import ADDRESS_TYPE, Rejection, Update
 from waypoint.admin import Admin
@@ -57,6 +58,7 @@ from waypoint.filters.keys import KeyStore
 from waypoint.filters.tokens import TokenChecker
 from waypoint.gauges import OpenCollector
 from waypoint.inbound import Inbound
+from waypoint.ingress import Ingress
 from waypoint.proxy.call import Open
 from waypoint.proxy.pool import Endpoint, Pool, PoolLimits
 from waypoint.proxy.pool2 import Http2Pool
@@ -83,6 +85,7 @@ LINGER_S = 3.0
 CONTROLLER = "controller"
 CERTIFICATE = "certificate"
 OWN = "own workload"
+LISTENERS = "listeners"
 
 
 class App:
@@ -91,7 +94,7 @@ class App:
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self.config = config
         self.clock = clock or SystemClock()
-        self.readiness = Readiness((CONTROLLER, CERTIFICATE, OWN))
+        self.readiness = Readiness((CONTROLLER, CERTIFICATE, OWN, *([LISTENERS] if config.ingress else [])))
         self._tasks = TaskOwner("waypoint")
         self._stopping = asyncio.Event()
         self._seen: Counter[tuple[Metric, str]] = Counter()
@@ -102,6 +105,7 @@ class App:
             gateway=config.gateway,
             network=config.network,
             root_namespace=config.root_namespace,
+            ingress=config.ingress,
         )
         self._identity = SpiffeId.parse(config.identity)
         ca = CaClient(
@@ -141,6 +145,9 @@ class App:
             clock=self.clock,
             tasks=self._tasks,
         )
+        self.ingress = Ingress(config, self.proxy, self._tasks) if config.ingress else None
+        self._front: Inbound | Ingress = self.ingress or self.inbound
+        """Where the clients are."""
         self.xds = XdsClient(
             settings=Settings(
                 address=config.xds_address,
@@ -177,7 +184,8 @@ class App:
             pool.close_idle(keys)
             pool2.close_idle(keys)
 
-        telemetry = Telemetry(self._recorder, config.access_log, self.clock.monotonic)
+        source = self.own if config.ingress else None
+        telemetry = Telemetry(self._recorder, config.access_log, self.clock.monotonic, source)
         upstreams = Upstreams(
             self.tables,
             own=self.own,
@@ -233,7 +241,8 @@ class App:
             loop.add_signal_handler(number, self.stop)
         self._recorder.add(BUILD, ("waypoint", VERSION), 1)
         await self._serve_http()
-        self._listen()
+        if self.ingress is None:
+            self._listen()
         self.certificates.prefetch(self._identity)
         create_task(self.xds.run(), name="xds", owner=self._tasks)
         create_task(self._tick(), name="tick", owner=self._tasks)
@@ -323,7 +332,15 @@ class App:
             self.proxy.upstreams.forget()
         if update.type_url == ADDRESS_TYPE and self.own() is not None:
             self.readiness.done(OWN)
+        if update.type_url == GATEWAY_TYPE:
+            self._open_listeners()
         return rejected
+
+    def _open_listeners(self) -> None:
+        if self.ingress is not None:
+            self.ingress.update()
+            if self.ingress.complete:
+                self.readiness.done(LISTENERS)
 
     def _xds_status(self, status: Status) -> None:
         # Once in force, state stays in force: a lost controller does not make a waypoint unready.
@@ -349,8 +366,10 @@ class App:
                 "last_error": xds.last_error,
                 "rejected": dict(xds.rejected),
             },
-            "connections": len(self.inbound),
-            "streams": self.inbound.streams,
+            "connections": len(self._front),
+            "streams": self._front.streams,
+            "listeners": self.ingress.ports if self.ingress is not None else [self.config.hbone_port],
+            "listener_problems": list(self.ingress.problems.values()) if self.ingress is not None else [],
             "upstream_connections": self.proxy.pool.connections + self.proxy.pool2.connections,
             "upstream_pending": self.proxy.pool.pending + self.proxy.pool2.pending,
         }
@@ -370,6 +389,7 @@ class App:
         while True:
             await asyncio.sleep(TICK_S)
             self._opener.expire()
+            self._open_listeners()
             self.proxy.upstreams.tick()
             self._collect()
             self._totals.evict(self.clock.monotonic() - self.config.series_idle_s)
@@ -396,17 +416,17 @@ class App:
         deadline_s = self.config.drain_deadline_s
         _log.info("draining: no new tunnels, running requests have %g s", deadline_s)
         self.readiness.block("draining")
-        self.inbound.drain()
+        self._front.drain()
         # Clients that have not heard of the end yet open tunnels a moment longer.
         await asyncio.sleep(min(LINGER_S, deadline_s / 4))
-        self.inbound.wind_down()
+        self._front.wind_down()
         if not await self._emptied(deadline_s / 2):
-            self.inbound.end_idle()
+            self._front.end_idle()
             if not await self._emptied(deadline_s / 4):
-                _log.warning("%d connections cut at the drain deadline", len(self.inbound))
+                _log.warning("%d connections cut at the drain deadline", len(self._front))
         for listener in self._listeners:
             listener.close()
-        self.inbound.close()
+        self._front.close()
         await self.traces.drain(TRACES_DRAIN_S)
         await self._tasks.close()
         self.proxy.pool.close_idle()
@@ -420,8 +440,8 @@ class App:
     async def _emptied(self, within_s: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await self.inbound.wait_empty()
-        return not len(self.inbound)
+                await self._front.wait_empty()
+        return not len(self._front)
 
 
 def _call_later(delay_s: float, callback: object) -> asyncio.TimerHandle:

@@ -37,6 +37,8 @@ class Config:
     node: str
     address: str
     """The pod's own address, for the controller's view of us."""
+    ingress: bool
+    """Serves clients outside the mesh, on the Gateway's own listeners, in place of HBONE."""
     gateway: str
     """Name of the Gateway in `namespace` that it serves."""
     xds_address: str
@@ -92,6 +94,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         service_account=reader.required("SERVICE_ACCOUNT", "the service account of this pod"),
         node=reader.required("NODE_NAME", "the name of this node"),
         address=reader.text("INSTANCE_IP", "127.0.0.1"),
+        ingress=reader.choice("GATEWAY_MODE", "waypoint", ("waypoint", "ingress")) == "ingress",
         gateway=reader.required("GATEWAY_NAME", "the Gateway that this waypoint is of"),
         xds_address=reader.required(
             "XDS_ADDRESS", "the controller, e.g. https://ambit-controller.istio-system.svc:15012"

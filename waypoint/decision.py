@@ -52,7 +52,9 @@ class Decisions:
         clock: Clock,
         random: Random,
         open_provider: Callable[[Authoriser, bool], Open],
+        route: Callable[[RequestHead], Forward | Answer] | None = None,
     ) -> None:
+        """Build it; `route` decides those that policies let pass, None: by the destination's routes."""
         self._client = client
         self._destination = destination
         self._tables = tables
@@ -62,7 +64,8 @@ class Decisions:
         self._clock = clock
         self._random = random
         self._open_provider = open_provider
-        self._identity = SpiffeId.parse(client.identity)
+        self._route = route or self._route_by_destination
+        self._identity = SpiffeId.parse(client.identity) if client.identity else None
         self._service = destination.service.key if destination.service is not None else None
 
     def decide(self, head: RequestHead) -> Forward | Answer | Waiting:
@@ -234,7 +237,7 @@ class Decisions:
 
     # --- routes
 
-    def _route(self, head: RequestHead) -> Forward | Answer:
+    def _route_by_destination(self, head: RequestHead) -> Forward | Answer:
         destination, port = self._destination, self._destination.peer.port
         if self._service is None:
             workload = destination.workload

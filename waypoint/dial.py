@@ -128,7 +128,9 @@ class Dialer:
             headers.append((b"baggage", format_baggage(own)))
         if client or endpoint.service:
             headers.append((b"forwarded", format_forwarded(client or "unknown", endpoint.service)))
-        tunnel, _ = await self._opener.open(key, format_host_port(address, endpoint.port), headers)
+        tunnel, _ = await self._opener.open(
+            key, endpoint.asked or format_host_port(address, endpoint.port), headers
+        )
         return tunnel
 
     async def _resolve(self, endpoint: Address) -> IPAddress:

@@ -29,7 +29,7 @@ from waypoint.proxy.exchange import Exchange, ExchangeRecord
 from waypoint.proxy.pool import Pool
 from waypoint.proxy.pool2 import Http2Pool
 from waypoint.proxy.streams import CallLater, Downstream
-from waypoint.routing.plan import answer
+from waypoint.routing.plan import Answer, Forward, answer
 from waypoint.tables import Tables
 from waypoint.telemetry import Client, Destination, Telemetry
 from waypoint.tracing import Tracing
@@ -70,7 +70,15 @@ class Proxy:
 class Requests:
     """Decides the requests of one tunnel; the `Service` of its HTTP servers."""
 
-    def __init__(self, proxy: Proxy, client: Client, destination: Destination) -> None:
+    def __init__(
+        self,
+        proxy: Proxy,
+        client: Client,
+        destination: Destination,
+        *,
+        route: Callable[[RequestHead], Forward | Answer] | None = None,
+    ) -> None:
+        """Build it; `route` decides those that policies let pass, None: by the destination's routes."""
         self._proxy = proxy
         self._client = client
         self._destination = destination
@@ -84,6 +92,7 @@ class Requests:
             clock=proxy.clock,
             random=proxy.random,
             open_provider=self._open_provider,
+            route=route,
         )
         self._service = destination.service.key if destination.service is not None else None
         self.admit_connection = self._decisions.admit_connection
@@ -107,7 +116,7 @@ class Requests:
             tries.finish()
             proxy.telemetry.request(
                 client,
-                destination,
+                self.reported(record),
                 record,
                 reached=tries.reached,
                 started_s=started_s,
@@ -130,6 +139,10 @@ class Requests:
         if callable(decision):
             create_task(self._decide_later(exchange, decision), name="decision", owner=proxy.tasks)
         return exchange
+
+    def reported(self, record: ExchangeRecord) -> Destination:
+        """Say who a finished request was for."""
+        return self._destination
 
     def refused(self, error: BadMessageError) -> None:
         """Count and log a request that was not valid."""

@@ -27,6 +27,7 @@ from mesh.xds.destinations import (
     decode_destination_policy,
     decode_endpoint_labels,
 )
+from mesh.xds.gateways import GATEWAY_TYPE, decode_gateway
 from mesh.xds.http_policy import HTTP_AUTHORIZATION_TYPE, decode_http_authorization
 from mesh.xds.providers import AUTHORISER_TYPE, decode_authoriser
 from mesh.xds.request_authentication import (
@@ -40,6 +41,7 @@ from mesh.xds.telemetry import TELEMETRY_TYPE, decode_telemetry
 from mesh.xds.updates import decode_update
 from waypoint.cluster.budget import Budget
 from waypoint.filters.tokens import Authentication
+from waypoint.routing.front import Front
 from waypoint.routing.match import RouteMatcher
 
 TYPES = (
@@ -52,6 +54,7 @@ TYPES = (
     DESTINATION_TYPE,
     ROUTE_TABLE_TYPE,
     STREAM_TABLE_TYPE,
+    GATEWAY_TYPE,
 )
 """Type URLs that a waypoint asks for."""
 _Place = tuple[NamespacedHostname, int, str]
@@ -72,8 +75,13 @@ class Guard:
 class Tables:
     """The whole state of a waypoint; one writer (`apply`), any number of readers on the same loop."""
 
-    def __init__(self, *, namespace: str, gateway: str, network: str, root_namespace: str) -> None:
-        """Build empty tables of the Gateway `namespace/gateway`."""
+    def __init__(
+        self, *, namespace: str, gateway: str, network: str, root_namespace: str, ingress: bool = False
+    ) -> None:
+        """Build empty tables of the Gateway `namespace/gateway`, a waypoint or an ingress gateway."""
+        self.front: Front | None = None
+        """What an ingress gateway serves; None: it is not known yet, or this is a waypoint."""
+        self._ingress = ingress
         self.store = Store(network=network, root_namespace=root_namespace)
         self.namespace = namespace
         self.gateway = f"{namespace}/{gateway}"
@@ -118,6 +126,7 @@ class Tables:
             REQUEST_AUTHENTICATION_TYPE: (self._take_authentication, self._drop_authentication),
             DESTINATION_TYPE: (self._take_destination, self._drop_destination),
             ENDPOINT_LABELS_TYPE: (self._take_labels, self._drop_labels),
+            GATEWAY_TYPE: (self._take_gateway, self._drop_gateway),
         }[update.type_url]
         rejected = []
         for name in update.removed:
@@ -155,6 +164,14 @@ class Tables:
         touched = frozenset(self._touched)
         self._touched.clear()
         return touched
+
+    def _take_gateway(self, name: str, value: bytes) -> None:
+        if self._ingress and name == self.gateway:
+            self.front = Front(decode_gateway(value))
+
+    def _drop_gateway(self, name: str) -> None:
+        if name == self.gateway:
+            self.front = None
 
     def _take_policy(self, name: str, value: bytes) -> None:
         self._policies[name] = decode_http_authorization(value)
@@ -334,7 +351,7 @@ class Tables:
     ) -> bool:
         if service is not None and service in policy.services:
             return True
-        return self.gateway in policy.waypoints or "*" in policy.waypoints
+        return self.gateway in policy.waypoints or ("*" in policy.waypoints and not self._ingress)
 
     def serves(self, target: Service | Workload) -> bool:
         """Whether a service or workload names this waypoint as its own, its canary included.
@@ -346,6 +363,15 @@ class Tables:
         return isinstance(target, Service) and any(
             self._is_ours(weighted.destination) for weighted in target.weighted_waypoints
         )
+
+    def waypoint_of(self, service: Service) -> Service | None:
+        """Find the Service of a service's waypoint."""
+        if service.waypoint is None:
+            return None
+        destination = service.waypoint.destination
+        if isinstance(destination, NamespacedHostname):
+            return self.store.services.get(destination)
+        return self.store.find_service(destination.address, self.namespace)
 
     def _is_ours(self, waypoint: GatewayAddress) -> bool:
         destination = waypoint.destination

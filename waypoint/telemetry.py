@@ -98,7 +98,22 @@ class Destination:
 class Telemetry:
     """Counts and logs; loop thread only."""
 
-    def __init__(self, recorder: Recorder, access_log: AccessLog, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        access_log: AccessLog,
+        monotonic: Callable[[], float],
+        source: Callable[[], Workload | None] | None = None,
+    ) -> None:
+        """Build it.
+
+        Args:
+            recorder: takes the metrics.
+            access_log: which requests are logged.
+            monotonic: monotonic time.
+            source: for an ingress gateway its own workload, the source of all that it reports.
+        """
+        self._source = source
         self.recorder = recorder
         self._access_log = access_log
         self.monotonic = monotonic
@@ -224,9 +239,14 @@ class Telemetry:
         protocol: str,
         grpc_status: str,
     ) -> Labels:
+        source, principal = client.workload, client.identity
+        if self._source is not None:
+            source = self._source()
+            principal = source.identity if source is not None else ""
         flow = HttpFlow(
-            source=client.workload,
-            source_principal=client.identity,
+            reporter="waypoint" if self._source is None else "source",
+            source=source,
+            source_principal=principal,
             destination=reached,
             service=destination.service,
         )

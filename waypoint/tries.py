@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mesh.model.address import format_host_port
 from mesh.model.destination import HttpUpgrade
-from mesh.model.service import AppProtocol
+from mesh.model.service import AppProtocol, Service
 from mesh.model.workload import Workload
 from waypoint.cluster.attempt import Attempt
 from waypoint.cluster.budget import Budget
@@ -21,7 +22,7 @@ from waypoint.proxy.streams import CallLater, Failure, Upstream, UpstreamEvents
 from waypoint.routing.plan import Forward
 from waypoint.tables import Tables
 from waypoint.telemetry import Client, Destination
-from waypoint.upstreams import Upstreams, make_address, why_none
+from waypoint.upstreams import Upstreams, make_address, protocol_of, why_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,9 @@ class Tries:
             return self._refuse(
                 events, Failure.NO_CLUSTER, f"{_who(plan)}: service {plan.service} is not known"
             )
+        front = shared.tables.front
+        if front is not None and service.key in front.through_waypoint:
+            return self._through_waypoint(service, plan, events, avoid)
         cluster = shared.upstreams.cluster(service, plan.port, plan.subset)
         if cluster is None:
             why = f"{_who(plan)}: no DestinationRule defines subset {plan.subset} of {plan.service}"
@@ -111,6 +115,32 @@ class Tries:
         )
         address = shared.upstreams.address(host, plan.head.authority, self._client.peer, destination.peer)
         return self._pool(self._speaks_http2(cluster, plan.head)).open(address, "", events, attempt)
+
+    def _through_waypoint(
+        self, service: Service, plan: Forward, events: UpstreamEvents, avoid: frozenset[str]
+    ) -> Upstream:
+        """Lead a gateway's request through the service's own waypoint, which decides the rest."""
+        shared = self._shared
+        waypoint = shared.tables.waypoint_of(service)
+        if waypoint is None or service.waypoint is None:
+            return self._refuse(
+                events, Failure.NO_CLUSTER, f"{_who(plan)}: the waypoint of {service.key} is not known"
+            )
+        address = shared.upstreams.choose(waypoint, service.waypoint.hbone_mtls_port, avoid)
+        if address is None:
+            why = why_none(shared.tables, waypoint, service.waypoint.hbone_mtls_port)
+            return self._refuse(events, Failure.NO_HOST, f"waypoint: {why}")
+        if not plan.copied:
+            self.reached = address.workload
+        asked = f"{service.hostname}:{plan.port}"
+        if service.addresses:
+            asked = format_host_port(service.addresses[0].address, plan.port)
+        # Connections to the waypoint are for one service and port each.
+        behind = replace(address, asked=asked, key=f"{address.key} {asked}")
+        declared = protocol_of(service, plan.port)
+        http2 = declared in (AppProtocol.HTTP2, AppProtocol.GRPC)
+        http2 = http2 or (self._http2 and declared is AppProtocol.UNKNOWN)
+        return self._pool(http2 and not plan.head.upgrade).open(behind, "", events)
 
     def _first(self, cluster: Cluster, plan: Forward, now_s: float) -> None:
         """Take note of the request's own cluster: it has the key and the budget."""

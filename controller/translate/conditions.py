@@ -11,6 +11,7 @@ from typing import Any
 
 from controller.translate.authorization import UNSUPPORTED
 from controller.translate.gateway import Status, condition
+from controller.translate.ingress_listeners import CONTROLLERS
 from controller.translate.types import Problem
 from controller.translate.waypoints import MESH_CONTROLLER
 from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, Outcome, World
@@ -52,7 +53,7 @@ Made = tuple[RawObject, dict[str, dict[str, Any] | None]]
 
 def _classes(world: World) -> Iterable[Made]:
     for obj in world.all(GATEWAY_API, "GatewayClass"):
-        if obj.spec.get("controllerName") == MESH_CONTROLLER:
+        if obj.spec.get("controllerName") in (MESH_CONTROLLER, *CONTROLLERS):
             yield obj, {"Accepted": _make(obj, "Accepted", True, "Accepted", "Handled by Ambit's controller")}
 
 

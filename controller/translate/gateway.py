@@ -62,7 +62,7 @@ def _gateway_status(world: World, gateway: RawObject, pods: Sequence[RawObject])
     host = world.hostname(gateway.name, gateway.namespace).hostname
     service = world.get("", "Service", gateway.namespace, gateway.name)
     given = [a for a in _list(gateway.status.get("addresses")) if isinstance(a, Mapping)]
-    ready = service is not None and any(map(_serves, pods))
+    ready = service is not None and any(map(is_ready, pods))
     addresses = []
     if not refusal and (ready or any(a.get("value") == host for a in given)):
         addresses = [{"type": "Hostname", "value": host}]
@@ -90,7 +90,8 @@ def _gateway_status(world: World, gateway: RawObject, pods: Sequence[RawObject])
     }
 
 
-def _serves(pod: RawObject) -> bool:
+def is_ready(pod: RawObject) -> bool:
+    """Tell whether a pod serves."""
     return "deletionTimestamp" not in pod.metadata and any(
         isinstance(c, Mapping) and c.get("type") == "Ready" and c.get("status") == "True"
         for c in _list(pod.status.get("conditions"))

@@ -115,7 +115,7 @@ def collect_routes(
     result = GatewayRoutes()
     hosts = Hosts(services)
     scopes: dict[tuple[NamespacedHostname, str], list[tuple[set[int], list[tuple[Rank, RouteRule]]]]] = {}
-    for route in sorted(routes, key=_age):
+    for route in sorted(routes, key=route_age):
         read = reader(route, hosts, services, cluster_domain, result.findings)
         ports: dict[tuple[NamespacedHostname, str], set[int]] = {}
         for attachment in read.attachments():
@@ -143,7 +143,7 @@ def source_of(route: RawObject) -> str:
     return f"{kind}/{route.namespace}/{route.name}"
 
 
-def _age(route: RawObject) -> tuple[str, str, str]:
+def route_age(route: RawObject) -> tuple[str, str, str]:
     """Order by age, then namespace and name; a route without a time is the youngest."""
     return (str(route.metadata.get("creationTimestamp") or "~"), route.namespace, route.name)
 
@@ -327,7 +327,7 @@ class RouteReader:
             weight = reference.get("weight", 1)
             if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
                 raise FieldError((*where, "weight"), f"must be a whole number from 0 to {MAX_WEIGHT}")
-            service, port, problem, code = self._resolve(reference)
+            service, port, problem, code = self.resolve(reference)
             if problem:
                 problem = f"{problem} ({code})"
                 self._find(where, problem, code=code)
@@ -338,7 +338,7 @@ class RouteReader:
                 backend = self._backend_filter(backend, as_mapping(raw), (*where, "filters", position))
             yield backend
 
-    def _resolve(self, reference: Mapping[str, Any]) -> tuple[NamespacedHostname | None, int, str, str]:
+    def resolve(self, reference: Mapping[str, Any]) -> tuple[NamespacedHostname | None, int, str, str]:
         """Resolve a reference to a service and port; the others say why it cannot be, in words and a code."""
         group, kind = reference.get("group", ""), reference.get("kind", "Service")
         name = str(reference.get("name", ""))
@@ -369,7 +369,7 @@ class RouteReader:
         raise FieldError((*path, "type"), f"filter {kind!r} is not supported on a backend")
 
     def _mirror(self, rule: RouteRule, raw: Mapping[str, Any], path: Path) -> RouteRule:
-        service, port, problem, code = self._resolve(as_mapping(raw.get("backendRef")))
+        service, port, problem, code = self.resolve(as_mapping(raw.get("backendRef")))
         if service is None:
             # Gateway API: an invalid mirror is dropped, the request itself is not touched.
             words = f"{problem} ({code}); requests are not mirrored"

@@ -36,10 +36,12 @@ def translate_grpc_routes(
     routes: Iterable[RawObject], services: Mapping[NamespacedHostname, Service], cluster_domain: str
 ) -> GatewayRoutes:
     """Translate every GRPCRoute; never raises for what a route holds."""
-    return collect_routes(routes, _GrpcRouteReader, services, cluster_domain)
+    return collect_routes(routes, GrpcRouteReader, services, cluster_domain)
 
 
-class _GrpcRouteReader(RouteReader):
+class GrpcRouteReader(RouteReader):
+    """Reads one GRPCRoute."""
+
     fields = frozenset({"name", "matches", "filters", "backendRefs"})
     broken_status = 503
     """UNAVAILABLE, to a gRPC client."""
@@ -49,6 +51,7 @@ class _GrpcRouteReader(RouteReader):
         self._ranks: dict[PathMatch | None, Rank] = {None: (False, 0, 0)}
 
     def read_match(self, raw: Mapping[str, Any], path: Path) -> RequestMatch:
+        """Read one match."""
         for name in sorted(map(str, raw.keys() - {"method", "headers"})):
             raise FieldError((*path, name), "is not known")
         method = raw.get("method")
@@ -58,6 +61,7 @@ class _GrpcRouteReader(RouteReader):
         )
 
     def rank(self, match: RequestMatch) -> Rank:
+        """Return the sort key of a match."""
         return (*self._ranks[match.path], -len(match.headers))
 
     def _path(self, raw: Mapping[str, Any], path: Path) -> PathMatch:

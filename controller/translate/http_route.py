@@ -55,10 +55,12 @@ def translate_http_routes(
     routes: Iterable[RawObject], services: Mapping[NamespacedHostname, Service], cluster_domain: str
 ) -> GatewayRoutes:
     """Translate every HTTPRoute; never raises for what a route holds."""
-    return collect_routes(routes, _HttpRouteReader, services, cluster_domain)
+    return collect_routes(routes, HttpRouteReader, services, cluster_domain)
 
 
-class _HttpRouteReader(RouteReader):
+class HttpRouteReader(RouteReader):
+    """Reads one HTTPRoute."""
+
     fields = frozenset({"name", "matches", "filters", "backendRefs", "timeouts", "retry"})
 
     def read_match(self, raw: Mapping[str, Any], path: Path) -> RequestMatch:

@@ -15,12 +15,15 @@ from controller.translate.conditions import condition_statuses
 from controller.translate.destination_rule import endpoint_labels, translate_destination_rules
 from controller.translate.gateway import Status, update_statuses
 from controller.translate.http_authorization import translate_http_authorization
+from controller.translate.ingress import translate_ingress
+from controller.translate.ingress_listeners import ingress_pods
+from controller.translate.ingress_objects import derive_ingress
 from controller.translate.members import Members
 from controller.translate.peer_authentication import PeerModes
 from controller.translate.pods import Instance, translate_pods
 from controller.translate.providers import translate_providers
 from controller.translate.request_authentication import translate_request_authentication
-from controller.translate.route_status import route_statuses
+from controller.translate.route_status import route_statuses, unique
 from controller.translate.routes import READ as ROUTES
 from controller.translate.routes import translate_routes
 from controller.translate.service_entry import translate_service_entries
@@ -30,11 +33,12 @@ from controller.translate.telemetry import KIND as TELEMETRY_KIND
 from controller.translate.telemetry import translate_telemetry
 from controller.translate.types import Options, Problem, problem
 from controller.translate.waypoint_objects import Object, derive_all
-from controller.translate.waypoints import waypoint_pods
+from controller.translate.waypoints import pod_names, waypoint_pods
 from controller.translate.workload_entry import translate_workload_entries
 from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, ISTIO_SECURITY, World
 from mesh.config.objects import ObjectKey, RawObject
 from mesh.model.destination import DestinationPolicy, EndpointLabels
+from mesh.model.gateway import IngressGateway
 from mesh.model.http_policy import HttpAuthorization
 from mesh.model.policy import Authorization
 from mesh.model.provider import Authoriser
@@ -61,6 +65,7 @@ READ = frozenset(
         (GATEWAY_API, "Gateway"),
         (GATEWAY_API, "GatewayClass"),
         (TELEMETRY, TELEMETRY_KIND),
+        (GATEWAY_API, "ReferenceGrant"),
         *ROUTES,
         *(("", kind) for kind in ("ConfigMap", "Secret", "ServiceAccount", "Endpoints", "Event")),
     }
@@ -106,10 +111,12 @@ class Mesh:
     """Asked by waypoints, by the name that policies use."""
     telemetry: Mapping[str, TelemetryPolicy]
     """What waypoints trace, log and count, by `namespace/name`."""
+    gateways: Mapping[str, IngressGateway]
+    """What ingress gateways serve, by `namespace/name`."""
     waypoint_pods: frozenset[tuple[str, str, str]]
     """(namespace, name, uid) of the pods that may read all of this besides ztunnels."""
     derived: tuple[Object, ...]
-    """Objects that there should be: what runs the waypoints."""
+    """Objects that there should be: what runs waypoints and ingress gateways."""
     statuses: tuple[Status, ...]
     problems: tuple[Problem, ...]
 
@@ -141,14 +148,18 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         workloads[workload.uid] = replace(workload, authorization_policies=names)
     destinations = translate_destination_rules(world, services)
     routes = translate_routes(world, services, destinations)
-    statuses += route_statuses(routes.parents, routes.findings)
+    ingress = translate_ingress(world, services)
+    statuses += ingress.statuses
+    statuses += route_statuses(
+        (*routes.parents, *ingress.parents), unique((*routes.findings, *ingress.findings))
+    )
     http_policies = translate_http_authorization(world, services)
     authentications = translate_request_authentication(world, services)
     labels = endpoint_labels(
         destinations.values(), ((instance.labels, workload) for instance, workload in joined)
     )
     report_refused_waypoints(world, workloads, services, served)
-    derived = derive_all(world)
+    derived = [*derive_all(world), *derive_ingress(world, ingress.listeners)]
     statuses += condition_statuses(world)
     _report_kinds(world)
     return Mesh(
@@ -163,7 +174,8 @@ def translate(objects: Mapping[ObjectKey, RawObject], options: Options) -> Mesh:
         endpoint_labels=labels,
         authorisers=translate_providers(world, services),
         telemetry=translate_telemetry(world, services),
-        waypoint_pods=waypoint_pods(world),
+        gateways=ingress.gateways,
+        waypoint_pods=waypoint_pods(world) | pod_names(ingress_pods(world)),
         derived=tuple(derived),
         statuses=tuple(statuses),
         problems=tuple(dict.fromkeys(world.problems)),

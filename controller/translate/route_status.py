@@ -28,10 +28,20 @@ def route_statuses(parents: Iterable[Parent], findings: Iterable[Finding]) -> li
     return [
         Status(
             obj=mine[0].route,
-            status={"parents": [_parent(parent, errors.get(key, [])) for parent in mine]},
+            status={
+                "parents": [
+                    _parent(parent, errors.get(key, []))
+                    for parent in sorted(mine, key=lambda parent: parent.index)
+                ]
+            },
         )
         for key, mine in of_route.items()
     ]
+
+
+def unique(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings without those that were made twice: for services, and for gateways."""
+    return list({(finding.route.key, finding.path, finding.reason): finding for finding in findings}.values())
 
 
 def _parent(parent: Parent, errors: list[Finding]) -> dict[str, Any]:

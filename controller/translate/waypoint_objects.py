@@ -41,7 +41,7 @@ Object = dict[str, Any]
 def derive_all(world: World) -> list[Object]:
     """Return the objects of all Gateways that we run; an object of that name which is another's stays his."""
     found = []
-    options = replace(world.options, waypoint=replace(world.options.waypoint, image=_image(world)))
+    options = with_image(world)
     for gateway in world.all(GATEWAY_API, "Gateway"):
         if not managed(world, gateway):
             continue
@@ -49,17 +49,29 @@ def derive_all(world: World) -> list[Object]:
             reason = f"{refusal[:1].lower()}{refusal[1:]}; the waypoint is not run"
             world.problems.append(problem(gateway, ("spec", "listeners"), reason, "error"))
             continue
-        _report(world, gateway)
-        for data in derive(gateway, options, traffic_type(world, gateway)):
-            other = world.get("", data["kind"], gateway.namespace, gateway.name)
-            if data["kind"] == "Deployment":
-                other = world.get("apps", "Deployment", gateway.namespace, gateway.name)
-            if other is not None and other.labels.get(GATEWAY_LABEL) != gateway.name:
-                reason = f"{other.key} exists and is not of this Gateway; rename one"
-                world.problems.append(problem(gateway, ("metadata", "name"), reason, "error"))
-                continue
-            found.append(data)
+        _report_traffic(world, gateway)
+        report_annotations(world, gateway)
+        found += own_objects(world, gateway, derive(gateway, options, traffic_type(world, gateway)))
     return found
+
+
+def own_objects(world: World, gateway: RawObject, objects: list[Object]) -> list[Object]:
+    """Return those objects whose name is not that of somebody else's object; the others are reported."""
+    found = []
+    for data in objects:
+        group = "apps" if data["kind"] == "Deployment" else ""
+        other = world.get(group, data["kind"], gateway.namespace, data["metadata"]["name"])
+        if other is not None and other.labels.get(GATEWAY_LABEL) != gateway.name:
+            reason = f"{other.key} exists and is not of this Gateway; rename one"
+            world.problems.append(problem(gateway, ("metadata", "name"), reason, "error"))
+            continue
+        found.append(data)
+    return found
+
+
+def with_image(world: World) -> Options:
+    """Return the options with the image of gateways' pods filled in."""
+    return replace(world.options, waypoint=replace(world.options.waypoint, image=_image(world)))
 
 
 def _image(world: World) -> str:
@@ -75,11 +87,15 @@ def _image(world: World) -> str:
     return "ambit"
 
 
-def _report(world: World, gateway: RawObject) -> None:
+def _report_traffic(world: World, gateway: RawObject) -> None:
     found = gateway.labels.get(WAYPOINT_FOR)
     if found is not None and found not in TRAFFIC:
         reason = f"{found[:100]!r} is none of {', '.join(TRAFFIC)}; the waypoint serves nothing"
         world.problems.append(problem(gateway, ("metadata", "labels", WAYPOINT_FOR), reason, "error"))
+
+
+def report_annotations(world: World, gateway: RawObject) -> None:
+    """Report what of a Gateway's wishes for its pods is not honoured."""
     if _replicas(gateway) is None and REPLICAS in gateway.annotations:
         reason = f"{gateway.annotations[REPLICAS][:100]!r} is no number from 0 to {MAX_REPLICAS}; no effect"
         world.problems.append(problem(gateway, ("metadata", "annotations", REPLICAS), reason, "error"))
@@ -97,7 +113,8 @@ def derive(gateway: RawObject, options: Options, serves: str) -> list[Object]:
         options: names of the mesh; image and command of waypoint pods.
         serves: its type of traffic (`istio.io/waypoint-for`).
     """
-    metadata = _metadata(gateway, serves)
+    metadata = metadata_of(gateway, gateway.name)
+    metadata["labels"][WAYPOINT_FOR] = serves
     selector = {GATEWAY_LABEL: gateway.name}
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
@@ -106,7 +123,7 @@ def derive(gateway: RawObject, options: Options, serves: str) -> list[Object]:
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": metadata,
-            "spec": _deployment(gateway, options, selector),
+            "spec": deployment(gateway, options, selector),
         },
     ]
 
@@ -118,15 +135,15 @@ def _infrastructure(gateway: RawObject, name: str) -> dict[str, str]:
         return {}
 
 
-def _metadata(gateway: RawObject, serves: str) -> Object:
+def metadata_of(gateway: RawObject, name: str) -> Object:
+    """Return the metadata of an object that helps to run a Gateway."""
     found: Object = {
-        "name": gateway.name,
+        "name": name,
         "namespace": gateway.namespace,
         "labels": {
             **_infrastructure(gateway, "labels"),
             GATEWAY_LABEL: gateway.name,
             MANAGED_LABEL: MANAGED_BY,
-            WAYPOINT_FOR: serves,
         },
     }
     if annotations := _infrastructure(gateway, "annotations"):
@@ -170,7 +187,8 @@ def _replicas(gateway: RawObject) -> int | None:
     return None
 
 
-def _deployment(gateway: RawObject, options: Options, selector: Mapping[str, str]) -> Object:
+def deployment(gateway: RawObject, options: Options, selector: Mapping[str, str]) -> Object:
+    """Return the specification of a Deployment of waypoints."""
     replicas = _replicas(gateway)
     return {
         **({} if replicas is None else {"replicas": replicas}),

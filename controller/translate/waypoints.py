@@ -56,11 +56,19 @@ def waypoint_of_pod(world: World, pod: RawObject) -> RawObject | None:
 
 def waypoint_pods(world: World) -> frozenset[tuple[str, str, str]]:
     """Return (namespace, name, uid) of every waypoint pod: those that may read the configuration."""
+    return pod_names(
+        {
+            (namespace, name): pods
+            for (namespace, name), pods in pods_by_gateway(world).items()
+            if (gateway := world.get(GATEWAY_API, "Gateway", namespace, name)) and is_waypoint(world, gateway)
+        }
+    )
+
+
+def pod_names(pods: Mapping[tuple[str, str], list[RawObject]]) -> frozenset[tuple[str, str, str]]:
+    """Return (namespace, name, uid) of all pods of some gateways."""
     return frozenset(
-        (pod.namespace, pod.name, str(pod.metadata.get("uid", "")))
-        for (namespace, name), pods in pods_by_gateway(world).items()
-        if (gateway := world.get(GATEWAY_API, "Gateway", namespace, name)) and is_waypoint(world, gateway)
-        for pod in pods
+        (pod.namespace, pod.name, str(pod.metadata.get("uid", ""))) for each in pods.values() for pod in each
     )
 
 

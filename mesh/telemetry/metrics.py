@@ -328,8 +328,10 @@ def _place(workload: Workload | None) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpFlow:
-    """Who asks whom for what, as a waypoint sees it."""
+    """Who asks whom for what, as a waypoint or an ingress gateway sees it."""
 
+    reporter: str = "waypoint"
+    """Or `source`: of the gateway's own requests, whose security the source does not tell (Istio)."""
     source: Workload | None
     source_principal: str
     destination: Workload | None
@@ -340,7 +342,7 @@ class HttpFlow:
         service, destination = self.service, self.destination
         named = (service.hostname, service.namespace, service.name) if service is not None else ("", "", "")
         return (
-            "waypoint",
+            self.reporter,
             *peer_labels(self.source, self.source_principal),
             *(name or UNKNOWN for name in named),
             *peer_labels(destination, destination.identity if destination is not None else ""),
@@ -348,5 +350,5 @@ class HttpFlow:
             status,
             grpc_status,
             flags,
-            "mutual_tls",
+            "mutual_tls" if self.reporter == "waypoint" else UNKNOWN,
         )

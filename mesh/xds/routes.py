@@ -47,7 +47,7 @@ def encode_route_table(table: RouteTable) -> bytes:
         namespace=table.service.namespace,
         hostname=table.service.hostname,
         port=table.port,
-        rules=[_encode_rule(rule) for rule in table.rules],
+        rules=[encode_rule(rule) for rule in table.rules],
         client_namespace=table.client_namespace,
         retry_budget=None if table.retry_budget is None else encode_retry_budget(table.retry_budget),
     )
@@ -71,13 +71,14 @@ def decode_route_table(value: bytes) -> RouteTable:
     return RouteTable(
         service=NamespacedHostname(namespace=message.namespace, hostname=message.hostname),
         port=message.port,
-        rules=tuple(_decode_rule(rule) for rule in message.rules),
+        rules=tuple(decode_rule(rule) for rule in message.rules),
         client_namespace=message.client_namespace,
         retry_budget=decode_retry_budget(message.retry_budget) if message.HasField("retry_budget") else None,
     )
 
 
-def _encode_rule(rule: RouteRule) -> pb.RouteRule:
+def encode_rule(rule: RouteRule) -> pb.RouteRule:
+    """Encode one rule of whatever holds rules."""
     message = pb.RouteRule(
         source=rule.source,
         matches=[_encode_match(match) for match in rule.matches],
@@ -122,7 +123,8 @@ def _encode_rule(rule: RouteRule) -> pb.RouteRule:
     return message
 
 
-def _decode_rule(message: pb.RouteRule) -> RouteRule:
+def decode_rule(message: pb.RouteRule) -> RouteRule:
+    """Decode one rule; ValueError: it holds a kind that we do not know."""
     redirect = rewrite = retry = None
     if message.HasField("redirect"):
         wire = message.redirect

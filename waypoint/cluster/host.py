@@ -50,6 +50,8 @@ class Address:
     key: Hashable
     label: str
     way: Way = field(default=PLAIN)
+    asked: str = ""
+    """What a tunnel asks for: `host:port` behind a waypoint; empty: the endpoint itself."""
 
     @property
     def tunnelled(self) -> bool:

@@ -65,9 +65,15 @@ class Answer:
 
 
 def plan_request(
-    head: RequestHead, *, service: NamespacedHostname, port: int, matcher: RouteMatcher | None, random: Random
+    head: RequestHead,
+    *,
+    service: NamespacedHostname,
+    port: int,
+    matcher: RouteMatcher | None,
+    random: Random,
+    scheme: str = "http",
 ) -> Forward | Answer:
-    """Decide one request to `port` of `service`.
+    """Decide one request to `port` of `service`; `scheme` is the client's, for redirects.
 
     Raises:
         BadMessageError: the path has no canonical form (remote fault, 400).
@@ -92,7 +98,7 @@ def plan_request(
         if aborted is not None:
             return aborted
     if rule.redirect is not None:
-        return _redirect(head, path, query, port, chosen, rule.redirect)
+        return _redirect(head, path, query, (scheme, port), chosen, rule.redirect)
     backend = draw_backend(rule.backends, random)
     if backend is None or backend.service is None:
         why = "the rule has no backend with a weight" if backend is None else backend.problem
@@ -176,13 +182,14 @@ def draw_backend(backends: Sequence[Backend], random: Random) -> Backend | None:
 
 
 def _redirect(
-    head: RequestHead, path: str, query: str, port: int, chosen: Chosen, redirect: Redirect
+    head: RequestHead, path: str, query: str, own: tuple[str, int], chosen: Chosen, redirect: Redirect
 ) -> Answer:
+    scheme, port = own
     host, _, own_port = head.authority.rpartition(":")
     if not host or not own_port.isdigit():
         host, own_port = head.authority, str(port)
     location = redirect_location(
-        scheme="http",
+        scheme=scheme,
         host=host,
         port=int(own_port),
         path=path,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS as a client over any end: a socket, or a tunnel that has its own."""
+"""TLS over any end, as client or server: a socket, or a tunnel that has its own."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ _READ_BYTES = 256 * 1024
 class TlsEnd:
     """The plaintext side, an `End`; call `handshake` first. The other side is `inner`'s peer and owner."""
 
-    def __init__(self, inner: CountedEnd, context: ssl.SSLContext, server_name: str, label: str) -> None:
+    def __init__(
+        self,
+        inner: CountedEnd,
+        context: ssl.SSLContext,
+        server_name: str,
+        label: str,
+        *,
+        server_side: bool = False,
+    ) -> None:
         """Prepare TLS with `server_name` (SNI, and the name to verify); `label` is for messages."""
         self._inner = inner
         self._label = label
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=False, server_hostname=server_name or None
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name or None
         )
         self._shaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._peer: End | None = None
@@ -87,7 +95,7 @@ class TlsEnd:
             except ssl.SSLZeroReturnError:
                 data = b""
             except ssl.SSLError:
-                # The bytes are not the server's, or it ended without leave: nothing of them counts.
+                # The bytes are not the peer's, or it ended without leave: nothing of them counts.
                 self._break(Reason.TLS_FAILURE)
                 return
             if not data:
@@ -121,7 +129,7 @@ class TlsEnd:
         """The inner end delivers no more; without TLS's own end the bytes before it may be cut short."""
         self._incoming.write_eof()
         if not self._shaken.done():
-            self._refuse(f"TLS with {self._label}: the server closed the connection during the handshake")
+            self._refuse(f"TLS with {self._label}: the peer closed the connection during the handshake")
         elif not self._eof:
             self._read()
 
@@ -178,7 +186,7 @@ class TlsEnd:
         if self._closed is not None or self._failed:
             return
         with contextlib.suppress(ssl.SSLError):
-            self._tls.unwrap()  # Raises as the server's own end is still to come.
+            self._tls.unwrap()  # Raises as the peer's own end is still to come.
         self._flush()
         self._inner.write_eof()
 
