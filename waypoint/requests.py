@@ -107,7 +107,7 @@ class Requests:
         self._clean(head)
         client, destination = self._client, self._destination
         observed = proxy.tables.observed(self._service)
-        trace = proxy.tracing.begin(observed, head, client, destination, http2=self.http2)
+        trace = proxy.tracing.begin(observed, head, client, destination, http2=self.http2, grpc=grpc)
         decision = self._decisions.decide(head)
         started_s = proxy.telemetry.monotonic()
         tries = Tries(proxy.shared, client, destination, grpc=grpc, http2=self.http2)
@@ -124,7 +124,7 @@ class Requests:
                 observed=observed,
             )
             if trace is not None:
-                trace.end(record, tries.reached, grpc=grpc)
+                trace.end(record, tries.reached)
 
         exchange = Exchange(
             request=head,

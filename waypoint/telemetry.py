@@ -288,6 +288,8 @@ class Telemetry:
             "duration": Bare(f"{duration_ms:.1f}ms"),
             "request_id": find(request.headers, "x-request-id"),
         }
+        if context := find(request.headers, "traceparent"):
+            values["trace_id"] = context[3:35]
         if grpc_status:
             values["grpc_status"] = Bare(grpc_status)
         if record.detail:

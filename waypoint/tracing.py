@@ -43,7 +43,14 @@ class Tracing:
         self._cluster_id = cluster_id
 
     def begin(
-        self, observed: Observed, head: RequestHead, client: Client, destination: Destination, *, http2: bool
+        self,
+        observed: Observed,
+        head: RequestHead,
+        client: Client,
+        destination: Destination,
+        *,
+        http2: bool,
+        grpc: bool,
     ) -> RequestTrace | None:
         """Decide whether a request is traced and make its headers say so; None: it is not.
 
@@ -61,7 +68,7 @@ class Tracing:
         head.headers = inject(head.headers, context)
         if not taken:
             return None
-        return RequestTrace(self, observed, context, head, client, destination, http2=http2)
+        return RequestTrace(self, observed, context, head, client, destination, http2=http2, grpc=grpc)
 
     def _continue(self, came: TraceContext | None, observed: Observed, *, sampled: bool) -> TraceContext:
         """Make the context of the server's span."""
@@ -127,6 +134,7 @@ class RequestTrace:
         destination: Destination,
         *,
         http2: bool,
+        grpc: bool,
     ) -> None:
         self.tracing = tracing
         self.observed = observed
@@ -135,7 +143,13 @@ class RequestTrace:
         self._destination = destination
         self._time = Stopwatch(tracing)
         self.method = head.method if head.method in _METHODS else "_OTHER"
+        self.rpc = _rpc(head.target) if grpc else {}
+        self._name = "HTTP" if self.method == "_OTHER" else self.method
+        if self.rpc:
+            self._name = f"{self.rpc['rpc.service']}/{self.rpc['rpc.method']}"
+        self._grpc = grpc
         self._attributes = _asked(head, self.method, client, destination, http2=http2)
+        self._attributes |= self.rpc
         self._attributes |= _custom(observed.tags, head.headers)
         self._tries = 0
 
@@ -152,7 +166,7 @@ class RequestTrace:
 
         return begin
 
-    def end(self, record: ExchangeRecord, reached: Workload | None, *, grpc: bool) -> None:
+    def end(self, record: ExchangeRecord, reached: Workload | None) -> None:
         """Finish the server's span."""
         attributes = self._attributes
         attributes |= _istio(self._client, self._destination, reached, self.tracing.cluster_id)
@@ -170,7 +184,7 @@ class RequestTrace:
             attributes["ambit.route"] = record.plan.source
         if record.detail:
             attributes["ambit.detail"] = record.detail
-        if grpc:
+        if self._grpc:
             status = _grpc_status(record.response_headers, record.trailers, record.status)
             attributes["rpc.grpc.status_code"] = int(status) if status.isdecimal() else status
             if status in _GRPC_SERVER_ERRORS:
@@ -191,7 +205,7 @@ class RequestTrace:
             span_id=context.span_id,
             parent_id=context.parent_id,
             state=context.state,
-            name="HTTP" if self.method == "_OTHER" else self.method,
+            name=self._name,
             kind=kind,
             start_ns=time.start_ns,
             end_ns=time.end_ns(),
@@ -204,7 +218,7 @@ class RequestTrace:
 class TracedTry:
     """One try of a sampled request: passes everything through, and leaves a span when it is over."""
 
-    __slots__ = ("_attributes", "_context", "_events", "_over", "_time", "_trace", "upstream")
+    __slots__ = ("_attributes", "_context", "_events", "_failed", "_over", "_time", "_trace", "upstream")
 
     upstream: Upstream
 
@@ -214,11 +228,13 @@ class TracedTry:
         self._context = trace.tracing.new_child(trace.context)
         self._time = Stopwatch(trace.tracing)
         self._over = False
+        self._failed = ""
         path = plan.head.target.partition("?")[0]
         self._attributes: dict[str, Value] = {
             "http.request.method": trace.method,
             "url.full": f"http://{plan.head.authority}{path}",
             "upstream_cluster": f"outbound|{plan.port}|{plan.subset}|{plan.service.hostname}",
+            **trace.rpc,
         }
         if number > 1:
             self._attributes["http.request.resend_count"] = number - 1
@@ -266,6 +282,8 @@ class TracedTry:
         """Note the status."""
         if not head.interim:
             self._attributes["http.response.status_code"] = head.status
+            if status := find(head.headers, "grpc-status"):
+                self._grpc_status(status)
         self._events.on_response(head)
 
     def on_data(self, data: bytes) -> None:
@@ -274,7 +292,9 @@ class TracedTry:
 
     def on_end(self, trailers: Headers) -> None:
         """The response is complete."""
-        self._finish("", "")
+        if status := find(trailers, "grpc-status"):
+            self._grpc_status(status)
+        self._finish(self._failed, "")
         self._events.on_end(trailers)
 
     def on_failure(self, failure: Failure, detail: str) -> None:
@@ -285,6 +305,10 @@ class TracedTry:
     def on_request_blocked(self, blocked: bool) -> None:
         """Pass it on."""
         self._events.on_request_blocked(blocked)
+
+    def _grpc_status(self, status: str) -> None:
+        self._attributes["rpc.grpc.status_code"] = int(status) if status.isdecimal() else status
+        self._failed = "" if status == "0" else status
 
     def _finish(self, problem: str, detail: str) -> None:
         if self._over:
@@ -361,6 +385,12 @@ def _custom(tags: tuple[CustomTag, ...], headers: Headers) -> dict[str, Value]:
         if value:
             found[tag.name] = value
     return found
+
+
+def _rpc(target: str) -> dict[str, Value]:
+    """Return the attributes of a gRPC call by its path `/service/method`; empty: it has another form."""
+    service, slash, method = target.partition("?")[0].removeprefix("/").rpartition("/")
+    return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method} if slash and service else {}
 
 
 def _grpc_status(headers: Headers, trailers: Headers, status: int) -> str:

@@ -262,6 +262,40 @@ async def test_each_try_has_a_span() -> None:
         assert not any(span["error"] for span in collector.of_kind("SERVER"))
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE])
+async def test_grpc_calls_have_their_own_names_and_statuses(code: grpc.StatusCode) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def say(request: bytes, context: Any) -> bytes:
+        seen.append(dict(context.invocation_metadata()))
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, "as asked")
+        return request
+
+    server = grpc.aio.server()
+    handlers = {"Say": grpc.unary_unary_rpc_method_handler(say)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Echo", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with collecting(TracerProtocol.OTLP_GRPC) as collector, waypoint(AppProtocol.GRPC) as made:
+            made.endpoints(port)
+            watch(made, collector.tracer, collector.port)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port2}") as channel:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await channel.unary_unary("/shop.Echo/Say")(b"x", metadata=tuple(SAMPLED.items()))
+            await until(lambda: collector.of_kind("SERVER"), "the server's span comes")
+    finally:
+        await server.stop(None)
+    (span,), tries = collector.of_kind("SERVER"), collector.of_kind("CLIENT")
+    assert {each["name"] for each in (span, *tries)} == {"shop.Echo/Say"}
+    assert {each["rpc.grpc.status_code"] for each in (span, *tries)} == {str(code.value[0])}
+    assert span["error"] is (code is grpc.StatusCode.UNAVAILABLE)
+    assert {each["error"] for each in tries} == {code is not grpc.StatusCode.OK}
+    assert [each["traceparent"] for each in seen] == [f"00-{TRACE}-{each['id']}-01" for each in tries]
+    assert span["network.protocol.version"] == "2"
+
+
 async def test_a_5xx_is_an_error_of_both_sides() -> None:
     async with (
         collecting(TracerProtocol.OTLP_HTTP) as collector,
