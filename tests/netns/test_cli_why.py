@@ -20,8 +20,8 @@ from lab_bed import Lab
 from cli.checks import differences
 from cli.facts import Facts
 from cli.target import open_target
-from cli.why import Report
 from cli.why_path import Walker
+from cli.why_report import Report
 from cli.why_target import find_destination
 from tests.support.eventually import eventually
 

@@ -16,8 +16,8 @@ from cli.codes import CliError, Code
 from cli.facts import Facts
 from cli.policy_source import origin
 from cli.target_lab import listener
-from cli.why import Report
 from cli.why_path import Walker
+from cli.why_report import Report
 from cli.why_target import find_destination, split_port
 from tests.support.fake_target import FakeTarget
 
@@ -369,6 +369,16 @@ def test_what_a_person_reads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     ):
         assert part in out
     assert "\x1b" not in out
+
+
+def test_what_is_not_known_is_not_claimed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = mesh()
+    target.open_ports = {}
+    monkeypatch.setattr(why, "open_target", lambda _: target)
+    assert why.run(options()) == 0
+    assert "nothing in the mesh stands in its way" in capsys.readouterr().out
 
 
 def test_the_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
