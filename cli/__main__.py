@@ -33,6 +33,7 @@ VERBS: dict[str, Group] = {
     ),
     "What is in force": (
         ("authz", "cli.authz", "policies of a pod or service, where written, and who may call it"),
+        ("routes", "cli.routes", "rules that waypoints have in force, in the order in which they are tried"),
         ("certs", "cli.certs", "certificates of every identity, and the root above them"),
         ("describe", "cli.describe", "all about one pod or service"),
         ("node", "cli.node", "what a node's ztunnel has been told, holds and does"),

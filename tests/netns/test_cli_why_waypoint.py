@@ -164,6 +164,16 @@ def test_the_route_and_the_shares_of_its_backends(lab: None) -> None:
     assert [branch["workload"] for branch in canary] == ["shop/echo-v2"]
 
 
+def test_routes_are_told_in_words(lab: None) -> None:
+    done = ambit("routes", "echo", "--no-headers")
+    assert done.returncode == 0, done.stderr
+    rules = {line.split()[-1]: line for line in done.stdout.splitlines()}
+    assert "x-canary: yes" in rules["HTTPRoute/shop/echo#0"]
+    assert "/old/*" in rules["HTTPRoute/shop/echo#1"]
+    assert "redirected with 302" in rules["HTTPRoute/shop/echo#1"]
+    assert "90% shop/echo-v1:80, 10% shop/echo-v2:80" in rules["HTTPRoute/shop/echo#2"]
+
+
 def test_a_policy_that_shuts_the_waypoint_out(lab: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("policy") / "policy.yaml"
     path.write_text(NOBODY)
