@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from mesh.model.telemetry import Observed, Tracer, TracerProtocol
 from mesh.runtime.tasks import TaskOwner, create_task
 from mesh.telemetry.logging import FieldValue, fields
-from mesh.telemetry.trace_export import Emitter, Span, encode_otlp, encode_zipkin, rejected_spans
+from mesh.telemetry.trace_export import (
+    Emitter,
+    Span,
+    otlp_request,
+    otlp_span,
+    rejected_spans,
+    zipkin_request,
+    zipkin_span,
+)
 from waypoint.http.message import Framing, RequestHead
 from waypoint.proxy.call import CallError, CallResult, Open, call
 from waypoint.telemetry import find
@@ -24,6 +32,8 @@ from waypoint.telemetry import find
 _log = logging.getLogger("waypoint.traces")
 GRPC_PATH = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 MAX_ANSWER_BYTES = 65_536
+AT_ONCE = 16
+"""Spans that are encoded before requests have their turn again."""
 _AGAIN_HTTP = frozenset({429, 502, 503, 504})
 _AGAIN_GRPC = frozenset({"1", "4", "8", "10", "11", "14", "15"})
 """Worth another attempt. Source: OTLP specification, "Failures"."""
@@ -188,9 +198,10 @@ class TraceQueue:
 
     async def _try_to_send(self, batch: list[Span]) -> None:
         name, limits = self._tracer.name, self._limits
+        head, body = self._request(await self._encode(batch))
         for attempt in range(1, limits.attempts + 1):
             try:
-                refused = await self._export(batch)
+                refused = await self._export(head, body)
             except ExportError as error:
                 if error.again and attempt < limits.attempts and not self._ending:
                     await asyncio.sleep(limits.backoff_s * 2 ** (attempt - 1))
@@ -215,14 +226,13 @@ class TraceQueue:
             )
         self._failing.add(self._tracer.name)
 
-    async def _export(self, batch: list[Span]) -> int:
+    async def _export(self, head: RequestHead, body: bytes) -> int:
         """Send one batch; return how many of its spans were refused.
 
         Raises:
             ExportError: it was not taken.
         """
         tracer = self._tracer
-        head, body = self._request(batch)
         try:
             answer = await call(
                 self._open(tracer), head, body, timeout_s=tracer.timeout_s, max_answer_bytes=MAX_ANSWER_BYTES
@@ -234,13 +244,24 @@ class TraceQueue:
         except ValueError as error:
             raise ExportError(str(error), again=False) from error
 
-    def _request(self, batch: list[Span]) -> tuple[RequestHead, bytes]:
+    async def _encode(self, batch: list[Span]) -> list[bytes]:
+        tracer, encoded = self._tracer, []
+        for number, span in enumerate(batch, 1):
+            if tracer.protocol is TracerProtocol.ZIPKIN:
+                encoded.append(zipkin_span(span, self._emitter, tracer.max_tag_length))
+            else:
+                encoded.append(otlp_span(span, tracer.max_tag_length))
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return encoded
+
+    def _request(self, spans: list[bytes]) -> tuple[RequestHead, bytes]:
         tracer = self._tracer
         if tracer.protocol is TracerProtocol.ZIPKIN:
-            path, body = tracer.path, encode_zipkin(batch, self._emitter, tracer.max_tag_length)
+            path, body = tracer.path, zipkin_request(spans)
             headers = [("content-type", "application/json")]
         else:
-            path, body = tracer.path, encode_otlp(batch, self._emitter, tracer.max_tag_length)
+            path, body = tracer.path, otlp_request(spans, self._emitter, tracer.max_tag_length)
             headers = [("content-type", "application/x-protobuf")]
         if tracer.protocol is TracerProtocol.OTLP_GRPC:
             path, body = GRPC_PATH, struct.pack("!BI", 0, len(body)) + body

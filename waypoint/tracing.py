@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mesh.model.telemetry import CustomTag, Observed, TracerProtocol
+from mesh.model.telemetry import CustomTag, Observed
 from mesh.model.workload import Workload
 from mesh.runtime.clock import Clock
 from mesh.state.balance import Random
@@ -64,23 +64,32 @@ class Tracing:
         taken = came is not None and came.sampled is True
         if not taken:
             taken = self._random() * 100 < observed.sampling_percent
+            if came is None and not taken:
+                self._decline(observed, head.headers)
+                return None
         context = self._continue(came, observed, sampled=taken)
         head.headers = inject(head.headers, context)
         if not taken:
             return None
         return RequestTrace(self, observed, context, head, client, destination, http2=http2, grpc=grpc)
 
+    def _decline(self, observed: Observed, headers: Headers) -> None:
+        """Tell whoever is next that a request without a context is not sampled: what most requests cost."""
+        trace_id, span_id = self._new_id(128) or 1, self._new_id(64) or 1
+        headers.append(("traceparent", f"00-{trace_id:032x}-{span_id:016x}-00"))
+        if observed.zipkin:
+            headers.append(("x-b3-sampled", "0"))
+
     def _continue(self, came: TraceContext | None, observed: Observed, *, sampled: bool) -> TraceContext:
         """Make the context of the server's span."""
         span_id = new_span_id(self._new_id)
         if came is None or not came.trace_id:
-            zipkin = any(tracer.protocol is TracerProtocol.ZIPKIN for tracer in observed.tracers)
             return TraceContext(
                 trace_id=new_trace_id(self._new_id),
                 span_id=span_id,
                 sampled=sampled,
                 b3_single=came is not None and came.b3_single,
-                b3_multiple=zipkin or (came is not None and came.b3_multiple),
+                b3_multiple=observed.zipkin or (came is not None and came.b3_multiple),
             )
         return replace(came, span_id=span_id, parent_id=came.span_id, sampled=sampled)
 

@@ -126,6 +126,11 @@ class Observed:
     log_above: int = 0
     metrics: tuple[MetricOverride, ...] = ()
 
+    @property
+    def zipkin(self) -> bool:
+        """Whether a collector is Zipkin, whose clients know B3."""
+        return any(tracer.protocol is TracerProtocol.ZIPKIN for tracer in self.tracers)
+
     def without(self, metric: str) -> bool:
         """Whether a metric is not counted."""
         found = False

@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from mesh.proto import otlp_pb2
-from mesh.telemetry.trace_export import Emitter, Span, SpanKind, encode_otlp, encode_zipkin, rejected_spans
+from mesh.telemetry.trace_export import (
+    Emitter,
+    Span,
+    SpanKind,
+    otlp_request,
+    otlp_span,
+    rejected_spans,
+    zipkin_request,
+    zipkin_span,
+)
 
 EMITTER = Emitter(service="wp.shop", version="1.2", attributes=(("k8s.pod.name", "wp-1"),))
 SPAN = Span(
@@ -28,7 +38,9 @@ SPAN = Span(
 
 
 def otlp(span: Span, length: int = 10) -> Any:
-    message = trace_service_pb2.ExportTraceServiceRequest.FromString(encode_otlp([span], EMITTER, length))
+    message = trace_service_pb2.ExportTraceServiceRequest.FromString(
+        otlp_request([otlp_span(span, length)], EMITTER, length)
+    )
     (group,) = message.resource_spans
     (scope,) = group.instrumentation_library_spans  # `scope_spans` by its older name.
     assert {a.key: a.value.string_value for a in group.resource.attributes} == {
@@ -57,7 +69,7 @@ def test_a_root_without_an_error_in_otlp() -> None:
 
 
 def test_a_span_in_zipkin() -> None:
-    (span,) = json.loads(encode_zipkin([SPAN], EMITTER, 10))
+    (span,) = json.loads(zipkin_request([zipkin_span(SPAN, EMITTER, 10)]))
     assert span == {
         "traceId": SPAN.trace_id,
         "id": SPAN.span_id,
@@ -85,3 +97,17 @@ def test_a_collector_may_refuse_a_part() -> None:
     assert rejected_spans(answer) == (3, "too old")
     with pytest.raises(ValueError, match="not an ExportTraceServiceResponse"):
         rejected_spans(b"\xff")
+
+
+def test_true_is_not_one() -> None:
+    for value, kind in ((1, "int_value"), (True, "bool_value"), (1, "int_value")):
+        span = otlp(replace(SPAN, attributes={"a": value}, error=None))
+        assert span.attributes[0].value.WhichOneof("value") == kind
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 300])
+def test_requests_of_every_size_can_be_read(number: int) -> None:
+    body = otlp_request([otlp_span(SPAN, 256)] * number, EMITTER, 256)
+    (group,) = trace_service_pb2.ExportTraceServiceRequest.FromString(body).resource_spans
+    assert len(group.instrumentation_library_spans[0].spans) == number
+    assert otlp_pb2.ExportTraceServiceRequest.FromString(body).resource_spans[0].scope_spans[0].scope.name
