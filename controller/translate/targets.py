@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from controller.translate.fields import Fields
+from controller.translate.ingress_listeners import is_ingress
 from controller.translate.waypoints import is_waypoint, is_waypoint_class
 from controller.translate.world import GATEWAY_API, ISTIO_NETWORKING, Outcome, World
 from mesh.config.objects import RawObject
@@ -54,7 +55,7 @@ class TargetReader:
         return [
             f"{gateway.namespace}/{gateway.name}"
             for gateway in self._world.all(GATEWAY_API, "Gateway")
-            if gateway.namespace == namespace and is_waypoint(self._world, gateway)
+            if gateway.namespace == namespace and self._enforces(gateway)
         ]
 
     def read(self, fields: Fields) -> Targets:
@@ -122,10 +123,14 @@ class TargetReader:
         gateway = self._world.get(GATEWAY_API, "Gateway", namespace, name)
         if gateway is None:
             targets.lost(reference, "TargetNotFound", f"Gateway {namespace}/{name} does not exist")
-        elif not is_waypoint(self._world, gateway):
-            targets.lost(reference, "Invalid", f"Gateway {namespace}/{name} is no waypoint")
+        elif not self._enforces(gateway):
+            reason = f"Gateway {namespace}/{name} is no waypoint or ingress gateway of ours"
+            targets.lost(reference, "Invalid", reason)
         else:
             targets.bound(f"{namespace}/{name}")
+
+    def _enforces(self, gateway: RawObject) -> bool:
+        return is_waypoint(self._world, gateway) or is_ingress(self._world, gateway)
 
     def _gateway_class(self, reference: Fields, name: str, targets: Targets) -> None:
         root = self._world.options.root_namespace

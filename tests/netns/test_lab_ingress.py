@@ -231,6 +231,60 @@ def test_routes_and_listeners_are_told_what_became_of_them(bed: Bed) -> None:
     assert [each["attachedRoutes"] for each in gateway["status"]["listeners"]] == [2, 2]
 
 
+NO_ADMIN = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: front}]
+  action: DENY
+  rules: [{to: [{operation: {paths: ["/admin*"]}}]}]
+"""
+
+
+def test_a_policy_for_the_gateway_holds(bed: Bed) -> None:
+    put(bed.directory, "policy", NO_ADMIN)
+    eventually(lambda: "HTTP/2 403" in bed.curl("https://web.example.com/admin"), "the path is closed")
+    assert "HTTP/2 200" in bed.curl("https://web.example.com/")
+
+
+MARK = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: mark, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: api}]
+  rules:
+  - filters:
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: {set: [{name: x-waypoint, value: "yes"}]}
+    backendRefs: [{name: api, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop}
+spec:
+  gatewayClassName: istio-waypoint
+  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+"""
+
+
+def test_a_label_leads_requests_through_the_services_waypoint(bed: Bed) -> None:
+    put(bed.directory, "waypoint", MARK)
+    LAB.ambit("label", "service", "api", "istio.io/use-waypoint=wp", "-n", "shop")
+
+    def marked(who: str, *words: str) -> bool:
+        """Whether the answer to an API request bears the waypoint's mark."""
+        command = ("curl", "-s", "-m", "5", "-i", *words)
+        return "x-waypoint: yes" in LAB.run("exec", f"shop/{who}", "--", *command).stdout
+
+    front = ("--resolve", f"api.example.com:80:{bed.address()}", "http://api.example.com/v1/")
+    eventually(lambda: marked("client", "http://api/"), "pods of the mesh go through the waypoint")
+    assert not marked("outsider", *front), "the gateway goes past it"
+    LAB.ambit("label", "service", "api", "istio.io/ingress-use-waypoint=true", "-n", "shop")
+    eventually(lambda: marked("outsider", *front), "the gateway goes through it too")
+
+
 def test_requests_are_counted_as_the_source_sees_them(bed: Bed) -> None:
     bed.curl("https://web.example.com/")
     gateway = next(w for w in LAB.admin("/debug/registry")["workloads"] if w["name"].startswith("front-"))

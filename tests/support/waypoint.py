@@ -180,8 +180,10 @@ def endpoint(port: int, weight: int = 1) -> Workload:
 
 
 @asynccontextmanager
-async def waypoint(declared: AppProtocol = AppProtocol.HTTP11) -> AsyncIterator[Waypoint]:
-    """Run the parts of a waypoint; no controller, no tunnels."""
+async def waypoint(
+    declared: AppProtocol = AppProtocol.HTTP11, *, ingress: bool = False
+) -> AsyncIterator[Waypoint]:
+    """Run the parts of a waypoint or an ingress gateway; no controller, no tunnels."""
     app = App(
         read_config(
             {
@@ -190,6 +192,7 @@ async def waypoint(declared: AppProtocol = AppProtocol.HTTP11) -> AsyncIterator[
                 "SERVICE_ACCOUNT": "wp",
                 "NODE_NAME": "n1",
                 "GATEWAY_NAME": "wp",
+                "GATEWAY_MODE": "ingress" if ingress else "waypoint",
                 "XDS_ADDRESS": "https://localhost:1",
                 "XDS_ROOT_CA": "/nonexistent",
                 "AUTH_TOKEN": "/nonexistent",

@@ -404,3 +404,24 @@ status: {addresses: [{type: Hostname, value: wp.shop.svc.cluster.local}]}
     service = changed(service, "metadata.labels", labels)
     found = front(mesh_of(GATEWAY, waypoint, own, pod, service, ROUTE)).through_waypoint
     assert [str(key) for key in found] == ["shop/web.shop.svc.cluster.local"]
+
+
+POLICY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: front}]
+  action: DENY
+  rules: [{to: [{operation: {paths: [/admin*]}}]}]
+"""
+
+
+def test_a_policy_may_be_for_an_ingress_gateway() -> None:
+    mesh = mesh_of(GATEWAY, POLICY)
+    assert mesh.http_policies["shop/no-admin"].waypoints == ("shop/front",)
+    (status,) = [s.status for s in mesh.statuses if s.obj.kind == "AuthorizationPolicy"]
+    assert conditions(status)["WaypointAccepted"] == ("True", "Accepted")
+    foreign = mesh_of(changed(GATEWAY, "spec.gatewayClassName", "nginx"), POLICY)
+    (status,) = [s.status for s in foreign.statuses if s.obj.kind == "AuthorizationPolicy"]
+    assert conditions(status)["WaypointAccepted"] == ("False", "Invalid")
