@@ -61,8 +61,12 @@ def own_objects(world: World, gateway: RawObject, objects: list[Object]) -> list
     for data in objects:
         group = "apps" if data["kind"] == "Deployment" else ""
         other = world.get(group, data["kind"], gateway.namespace, data["metadata"]["name"])
-        if other is not None and other.labels.get(GATEWAY_LABEL) != gateway.name:
-            reason = f"{other.key} exists and is not of this Gateway; rename one"
+        if other is not None and (
+            other.labels.get(GATEWAY_LABEL) != gateway.name
+            # Another controller (Istio's own) may run gateways of the same class.
+            or other.labels.get(MANAGED_LABEL, MANAGED_BY) != MANAGED_BY
+        ):
+            reason = f"{other.key} exists and is not of this Gateway, or another controller's; rename one"
             world.problems.append(problem(gateway, ("metadata", "name"), reason, "error"))
             continue
         found.append(data)

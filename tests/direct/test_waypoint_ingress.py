@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -24,6 +25,9 @@ from tests.support.waypoint import WEB, Waypoint, waypoint
 from waypoint.ingress import Ingress
 
 pytestmark = pytest.mark.timeout(30)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+GOAWAY = 7
 RULE = RouteRule(source="HTTPRoute/shop/web#0", backends=(Backend(service=WEB, port=80),))
 
 
@@ -238,6 +242,24 @@ async def test_a_drain_tells_clients_with_the_next_answer(tmp_path: Path) -> Non
         assert await reader.read() == b""
         writer.close()
         await asyncio.wait_for(made.ingress.wait_empty(), 5)
+
+
+async def test_a_drain_tells_clients_of_http2_by_goaway(tmp_path: Path) -> None:
+    async with bed(tmp_path) as made:
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+        context.set_alpn_protocols(["h2"])
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", made.https, ssl=context, server_hostname="a.example.com"
+        )
+        writer.write(PREFACE + SETTINGS)
+        kinds: list[int] = []
+        while GOAWAY not in kinds:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3]))
+            if not kinds:
+                made.ingress.wind_down()
+            kinds.append(head[3])
+        writer.close()
 
 
 async def test_an_idle_client_is_ended_at_last(tmp_path: Path) -> None:

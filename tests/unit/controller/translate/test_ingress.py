@@ -377,6 +377,16 @@ def test_without_an_annotation_it_is_a_load_balancer() -> None:
     assert any("none of LoadBalancer" in p.reason for p in mesh.problems)
 
 
+def test_what_another_controller_runs_is_left_to_it() -> None:
+    labels = {
+        "gateway.networking.k8s.io/gateway-name": "front",
+        "gateway.istio.io/managed": "istio.io-gateway-controller",
+    }
+    mesh = mesh_of(GATEWAY, changed(OWN, "metadata.labels", labels))
+    assert set(derived(mesh)) == {"ServiceAccount", "Deployment"}
+    assert any("another controller's" in p.reason for p in mesh.problems)
+
+
 def test_a_gateway_without_a_served_listener_is_not_run() -> None:
     mesh = mesh_of(changed(GATEWAY, "spec.listeners", [{"name": "raw", "port": 1, "protocol": "UDP"}]))
     assert not mesh.derived
