@@ -12,7 +12,10 @@ help:
 	@echo "make demo [ARGS=--once]  run the shop in a lab on this machine and prove what the mesh does"
 	@echo "make test                everything: lint, unit, interop, BPF and network-namespace tests (root)"
 	@echo "make lint unit           what needs neither root nor a kernel feature"
-	@echo "make bench [ARGS=...]    direct, our tunnel and Envoy side by side"
+	@echo "make bench [ARGS=...]    our tunnel and our waypoint beside Envoy's"
+	@echo "make cluster             a Kubernetes of two nodes on this machine (root); make cluster-down ends it"
+	@echo "make image [SLIM=1]      the image that the manifests run, built without a container engine"
+	@echo "make test-k8s            the mesh on that cluster: install, policy, waypoint, restarts, removal"
 	@echo "make test-vm [ARGS=...]  the root tests and the demo on Debian's 6.1, in a virtual machine"
 	@echo "make clean               remove .venv and caches"
 
