@@ -161,6 +161,31 @@ def test_a_redirect_is_answered_with_its_location() -> None:
     assert plan.flag == "-"
 
 
+@pytest.mark.parametrize(
+    ("authority", "port", "location"),
+    [
+        ("product", 443, "https://other/a"),
+        ("product", 8443, "https://other:8443/a"),
+        ("product:30443", 443, "https://other:30443/a"),
+    ],
+)
+def test_a_redirect_keeps_the_clients_scheme_and_port(authority: str, port: int, location: str) -> None:
+    table = RouteTable(
+        service=PRODUCT, port=port, rules=(rule(redirect=Redirect(hostname="other"), backends=()),)
+    )
+    plan = refused(
+        plan_request(
+            replace(request("/a"), authority=authority),
+            service=PRODUCT,
+            port=port,
+            matcher=RouteMatcher(table),
+            random=lambda: 0.0,
+            scheme="https",
+        )
+    )
+    assert dict(plan.headers)["location"] == location
+
+
 def test_a_path_without_a_canonical_form_is_refused() -> None:
     with pytest.raises(BadMessageError):
         decide(request("/a\\..\\b"))
