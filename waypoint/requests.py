@@ -114,9 +114,10 @@ class Requests:
 
         def done(record: ExchangeRecord) -> None:
             tries.finish()
+            reported = self.reported(record)
             proxy.telemetry.request(
                 client,
-                self.reported(record),
+                reported,
                 record,
                 reached=tries.reached,
                 started_s=started_s,
@@ -124,7 +125,7 @@ class Requests:
                 observed=observed,
             )
             if trace is not None:
-                trace.end(record, tries.reached)
+                trace.end(record, tries.reached, reported)
 
         exchange = Exchange(
             request=head,

@@ -149,7 +149,6 @@ class RequestTrace:
         self.observed = observed
         self.context = context
         self._client = client
-        self._destination = destination
         self._time = Stopwatch(tracing)
         self.method = head.method if head.method in _METHODS else "_OTHER"
         self.rpc = _rpc(head.target) if grpc else {}
@@ -175,10 +174,10 @@ class RequestTrace:
 
         return begin
 
-    def end(self, record: ExchangeRecord, reached: Workload | None) -> None:
-        """Finish the server's span."""
+    def end(self, record: ExchangeRecord, reached: Workload | None, destination: Destination) -> None:
+        """Finish the server's span; `destination` is who the request was for in the end."""
         attributes = self._attributes
-        attributes |= _istio(self._client, self._destination, reached, self.tracing.cluster_id)
+        attributes |= _istio(self._client, destination, reached, self.tracing.cluster_id)
         error: str | None = None
         if record.status:
             attributes["http.response.status_code"] = record.status
