@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lab_bed import MANIFEST, ONLY_FRIEND, REPOSITORY, SERVER, Lab, pod
+from lab_bed import MANIFEST, ONLY_FRIEND, REPOSITORY, Lab, pod
 
 from tests.support.eventually import eventually
 from tools.dashboards import DASHBOARDS, OUT, expressions, outputs
@@ -31,22 +31,44 @@ pytestmark = [
 LAB = Lab("grafanatest")
 WINDOW = "20s"
 LOAD = r"""
+while :; do curl -s -m 9 -o /dev/null -Z --parallel-max 2 'http://web/slow?[1-2]'; sleep 3; done &
 while :; do
   curl -s -m 5 -o /dev/null http://web/ -o /dev/null http://web/admin
-  curl -s -m 5 -o /dev/null -X POST http://web/
+  curl -s -m 5 -o /dev/null -X POST http://bad/
   curl -s -m 5 -o /dev/null -H 'x-fault: yes' http://web/
   curl -s -m 5 -o /dev/null -Z --parallel-max 30 'http://web/?[1-30]'
   sleep 0.5
 done
 """
-"""Every second, of each kind of request something. Python's server answers POST with 501."""
+"""Every second, of each kind of request something; half of the time as many as may run at once."""
+WEB = """
+import http.server, socket, time
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/slow"):
+            time.sleep(3)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+Server(("::", 8080), Handler).serve_forever()
+"""
+"""Answers POST with 501, as Python's servers do what they do not know."""
 BEHIND_WAYPOINT = (
     pod("load", "node2", account="load", command=json.dumps(["sh", "-c", LOAD]))
-    + pod("web", "node1", account="web", command=SERVER)
+    + pod("web", "node1", account="web", command=json.dumps(["/usr/bin/python3", "-c", WEB]))
     + """
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: bad, namespace: shop, labels: {istio.io/use-waypoint: wp}}
 spec:
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: 8080}]
@@ -88,8 +110,14 @@ spec:
     fault: {abort: {httpStatus: 503, percentage: {value: 100}}}
     route: [{destination: {host: web}}]
   - name: usual
-    retries: {attempts: 1, retryOn: 5xx}
     route: [{destination: {host: web}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: bad, namespace: shop}
+spec:
+  hosts: [bad]
+  http: [{retries: {attempts: 1, retryOn: 5xx}, route: [{destination: {host: bad}}]}]
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -97,7 +125,14 @@ metadata: {name: web, namespace: shop}
 spec:
   host: web
   trafficPolicy:
-    connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}
+    connectionPool: {tcp: {maxConnections: 2}, http: {http1MaxPendingRequests: 1, http2MaxRequests: 2}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: bad, namespace: shop}
+spec:
+  host: bad
+  trafficPolicy:
     outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 1s, maxEjectionPercent: 100}
 ---
 apiVersion: security.istio.io/v1
