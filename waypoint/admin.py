@@ -7,8 +7,10 @@ Reads state; the only things that it changes are log levels and, on request, the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from mesh.identity.manager import CertificateStatus
+from mesh.model.telemetry import TelemetryPolicy
 from mesh.runtime.http import BadRequestError, HttpServer, Request, Response, Route, json_response, text
 from mesh.runtime.surfaces import plain
 from mesh.runtime.version import VERSION
@@ -76,6 +78,7 @@ class Admin:
                 "destinations": [plain(policy) for policy in self._tables.destinations()],
                 "policies": [plain(policy) for policy in self._tables.policies()],
                 "brokenPolicies": self._tables.broken,
+                "telemetry": [_telemetry(policy) for policy in self._tables.telemetry()],
             }
         )
 
@@ -110,6 +113,17 @@ class Admin:
     async def _quitquitquit(self, _request: Request) -> Response:
         self._quit()
         return text("shutdown now")
+
+
+def _telemetry(policy: TelemetryPolicy) -> object:
+    """Show a policy without the values of headers, which may be keys of a collector."""
+    tracers = policy.tracing.tracers
+    if tracers is not None:
+        hidden = tuple(
+            replace(tracer, headers=tuple((name, "...") for name, _ in tracer.headers)) for tracer in tracers
+        )
+        policy = replace(policy, tracing=replace(policy.tracing, tracers=hidden))
+    return plain(policy)
 
 
 def _certificate(status: CertificateStatus) -> dict[str, object]:

@@ -393,6 +393,10 @@ class Tables:
         """List the policies in force, for the admin port."""
         return list(self._policies.values())
 
+    def telemetry(self) -> list[TelemetryPolicy]:
+        """List what is said of traces, logs and metrics, for the admin port."""
+        return list(self._telemetry.values())
+
     @property
     def broken(self) -> dict[str, str]:
         """Policies that could not be decoded, and why."""

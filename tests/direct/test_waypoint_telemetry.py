@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 import pytest
 
 from mesh.model.service import AppProtocol
-from mesh.model.telemetry import MetricOverride, TelemetryPolicy
+from mesh.model.telemetry import MetricOverride, TelemetryPolicy, Tracer, TracerProtocol, Tracing
+from mesh.runtime.http import Response
 from mesh.telemetry.metrics import HTTP_LABELS, TCP_LABELS
 from mesh.xds.telemetry import TELEMETRY_TYPE, encode_telemetry
 from tests.support.eventually import PATIENCE
-from tests.support.waypoint import Waypoint, waypoint
+from tests.support.waypoint import WEB, Waypoint, waypoint
+from waypoint.admin import Admin
 
 
 def tell(made: Waypoint, policy: TelemetryPolicy | None) -> None:
@@ -111,6 +114,34 @@ async def test_connections_lose_labels_too() -> None:
         assert (labels[TCP_LABELS.index("source_principal")], count) == ("", 1)
         assert made.series("istio_tcp_received_bytes")
         assert not made.series("istio_tcp_sent_bytes")
+
+
+async def test_the_admin_port_shows_policies_without_keys() -> None:
+    key = Tracer(
+        name="otel", service=WEB, port=80, protocol=TracerProtocol.OTLP_HTTP, headers=(("x-key", "hunter2"),)
+    )
+    async with waypoint() as made:
+        tell(made, policy(tracing=Tracing(tracers=(key,))))
+        admin = Admin(
+            made.app.config,
+            made.app.tables,
+            certificates=tuple,
+            clusters=dict,
+            status=dict,
+            explain=lambda _: Response(),
+            quit_now=lambda: None,
+        )
+        server = admin.server()
+        await server.start("127.0.0.1", 0)
+        try:
+            text = await ask(
+                server.port, b"GET /config_dump HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            )
+        finally:
+            await server.close()
+    (found,) = json.loads(text.partition(b"\r\n\r\n")[2])["telemetry"]
+    assert found["tracing"]["tracers"][0]["headers"] == [["x-key", "..."]]
+    assert b"hunter2" not in text
 
 
 @pytest.mark.parametrize(
