@@ -262,14 +262,22 @@ def test_without_any_pod_traffic_fails_closed_and_says_why(lab: Path) -> None:
 
 
 def test_a_restarted_controller_keeps_what_it_gave(lab: Path) -> None:
+    before = controller_pid()
     LAB.ambit("restart", "controller")
-    eventually(lambda: LAB.admin("/debug/registry")["routes"], "the controller is back")
-    (route,) = LAB.admin("/debug/registry")["routes"]
+    eventually(lambda: controller_pid() not in ("", before), "another controller runs")
+    # It refuses connections until its objects are read, which `eventually` takes for "not yet".
+    registry = eventually(lambda: (found := LAB.admin("/debug/registry"))["routes"] and found, "it serves")
+    (route,) = registry["routes"]
     assert route["port"] == 0
-    services = {s["name"]: s["waypoint"] for s in LAB.admin("/debug/registry")["services"]}
+    services = {s["name"]: s["waypoint"] for s in registry["services"]}
     assert services["echo"]["hbone_mtls_port"] == 15008
     assert services["wp"] is None
     assert marked()
+
+
+def controller_pid() -> str:
+    rows = [line.split() for line in LAB.run("status").stdout.splitlines()]
+    return next((row[2] for row in rows if row[:2] == ["controller", "runs"]), "")
 
 
 def test_a_deleted_waypoint_leaves_nothing_and_traffic_goes_on(lab: Path) -> None:

@@ -52,7 +52,7 @@ class Envoy:
 def envoy(
     directory: Path, *, listeners: list[Config], clusters: list[Config], more: Config | None = None
 ) -> Iterator[Envoy]:
-    """Run Envoy until the block ends, with `more` in its bootstrap; raises with its log when it is not ready."""
+    """Run Envoy until the block ends, `more` in its bootstrap; raises with its log when it is not ready."""
     directory.mkdir(parents=True, exist_ok=True)
     config, admin, log = directory / "envoy.json", directory / "admin", directory / "envoy.log"
     loopback = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
