@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.kernel import needs_nftables
+
 pytestmark = [
     pytest.mark.root,
+    needs_nftables,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, network namespaces, cgroups and BPF"),
 ]
 

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.kernel import needs_nftables
 from tests.support.unprivileged import UNPRIVILEGED
 
 pytestmark = [
     pytest.mark.root,
+    needs_nftables,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, network namespaces and cgroups"),
 ]
 

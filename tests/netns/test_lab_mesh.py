@@ -12,9 +12,11 @@ import pytest
 from lab_bed import MANIFEST, ONLY_FRIEND, STRICT, Lab
 
 from tests.support.eventually import eventually
+from tests.support.kernel import needs_nftables
 
 pytestmark = [
     pytest.mark.root,
+    needs_nftables,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, network namespaces and BPF"),
     pytest.mark.timeout(240),
 ]
