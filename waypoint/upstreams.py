@@ -76,6 +76,7 @@ class Upstreams:
         self._ways: dict[Cluster, tuple[Way, str]] = {}
         self._pools = 0
         self._open: set[Labels] = set()
+        self._bounded: set[Labels] = set()
 
     def forget(self) -> None:
         """Look at the tables again: services, workloads or policies changed."""
@@ -201,6 +202,11 @@ class Upstreams:
             self._recorder.add(CIRCUIT_OVERFLOWS, (*labels, bound.value), count)
         circuit.overflows.clear()
         for bound, used, limit in circuit.usage():
+            place = (*labels, bound.value)
+            if limit is not None and place not in self._bounded:
+                # A bound can be watched before it is reached.
+                self._bounded.add(place)
+                self._recorder.declare(CIRCUIT_OPEN, place)
             self._show(bound, labels, limit is not None and used >= limit)
 
     def _show(self, bound: Bound, labels: Labels, is_open: bool) -> None:

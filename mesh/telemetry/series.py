@@ -30,6 +30,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._pending: dict[tuple[Metric, Labels], list[float]] = {}
+        self._declared: set[tuple[Metric, Labels]] = set()
 
     def add(self, metric: Metric, labels: Labels = (), value: float = 1.0) -> None:
         """Add to a counter or gauge."""
@@ -45,6 +46,11 @@ class Recorder:
         for index, amount in enumerate(metric.observe(value)):
             cells[index] += amount
 
+    def declare(self, metric: Metric, labels: Labels) -> None:
+        """Let a series be seen before it is above 0; once."""
+        self._declared.add((metric, labels))
+        self.add(metric, labels, 0.0)
+
     def merge(self, metric: Metric, labels: Labels, values: Iterable[float]) -> None:
         """Add a histogram's cells that were counted elsewhere."""
         cells = self._pending.setdefault((metric, labels), [0.0] * metric.width)
@@ -56,8 +62,9 @@ class Recorder:
         taken = [
             Delta(metric.name, labels, tuple(cells))
             for (metric, labels), cells in self._pending.items()
-            if any(cells)
+            if any(cells) or (metric, labels) in self._declared
         ]
+        self._declared.clear()
         self._pending.clear()
         return taken
 

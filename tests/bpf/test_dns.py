@@ -158,8 +158,12 @@ class TestDenyNonTcp:
         outside = node.pod("b").worker()
         outside.run(ASK)
         with node.counting() as grown:
-            assert outside.call("ask", getattr(pod, family), 7777, "connected") in ("ECONNREFUSED", "TIMEOUT")
-        assert grown == {"non_tcp_denied": 1}
+            # The first datagrams of a new namespace may be lost before they reach the pod.
+            for _ in range(3):
+                answer = outside.call("ask", getattr(pod, family), 7777, "connected")
+                assert answer in ("ECONNREFUSED", "TIMEOUT")
+        assert list(grown) == ["non_tcp_denied"]
+        assert 1 <= grown["non_tcp_denied"] <= 3
         pod.enroll(resolvers=tuple(ip_address(text) for text in RESOLVERS))
         assert outside.call("ask", getattr(pod, family), 7777, "connected")[0] == "own", "control"
 

@@ -56,14 +56,17 @@ ANSWERS = {
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("cli.target._clusters", {})
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    clusters: dict[object, KubeTarget] = {}
+    monkeypatch.setattr("cli.target._clusters", clusters)
     monkeypatch.setenv("FAKE_KUBECTL", str(tmp_path))
     monkeypatch.setenv("AMBIT_KUBECTL", f"{sys.executable} {FAKE_KUBECTL}")
     (tmp_path / "objects.json").write_text(json.dumps({"items": OBJECTS}))
     (tmp_path / "answers.json").write_text(json.dumps(ANSWERS))
     (tmp_path / "log.txt").write_text("one\ntwo")
-    return tmp_path
+    yield tmp_path
+    for cluster in clusters.values():
+        cluster.close()
 
 
 @pytest.fixture

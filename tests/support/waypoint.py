@@ -218,4 +218,5 @@ async def waypoint(
         app.proxy.pool2.close_idle()
         await app._tasks.close()
         await app.certificates.close()
-        await asyncio.sleep(0)
+        while not all(end.closed for end in made.ends):
+            await asyncio.sleep(0)

@@ -91,3 +91,11 @@ def test_however_reports_are_cut_nothing_is_lost_or_counted_twice(adds: list[tup
         totals.apply(worker, recorder.take(), 0)
     found = sum(values[0] for metric, _, values in totals if metric is CONNECTIONS_OPENED)
     assert found == sum(amount for _, _, amount in adds)
+
+
+def test_a_declared_series_is_seen_at_zero_once() -> None:
+    recorder = Recorder()
+    recorder.declare(SOCKETS_OPEN, ("source",))
+    (delta,) = recorder.take()
+    assert (delta.labels, delta.values) == (("source",), (0.0,))
+    assert recorder.take() == []
