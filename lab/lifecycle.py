@@ -27,11 +27,6 @@ IP_FREEBIND = 15
 """Allows to bind an address that the machine does not have (linux/in.h)."""
 
 
-def default_state(name: str) -> Path:
-    """Return where a lab of this name has its state."""
-    return Path("/run/ambit") / name
-
-
 @contextlib.contextmanager
 def _step(say: Say, what: str) -> Iterator[None]:
     began = time.monotonic()

@@ -34,7 +34,6 @@ from waypoint.telemetry import Client, Destination, Telemetry
 Waiting = Callable[[], Awaitable[Forward | Answer]]
 """Decides later."""
 NO_CLAIMS: Mapping[str, object] = {}
-_UNAUTHENTICATED = "Bearer"
 
 
 class Decisions:
@@ -106,7 +105,7 @@ class Decisions:
         return await decided() if callable(decided) else decided
 
     def _unauthenticated(self, head: RequestHead, words: str, detail: str) -> Answer:
-        challenge = f'{_UNAUTHENTICATED} realm="http://{head.authority}{head.target.partition("?")[0]}"'
+        challenge = f'Bearer realm="http://{head.authority}{head.target.partition("?")[0]}"'
         return Answer(
             status=401,
             headers=[

@@ -56,13 +56,6 @@ def decode_ip(data: bytes) -> IPAddress:
     raise ValueError(f"an IP address has 4 or 16 bytes, not {len(data)}")
 
 
-def pack16(address: IPAddress) -> bytes:
-    """Encode as 16 network-order bytes, IPv4 in the v4-mapped range (the form of BPF keys)."""
-    if isinstance(address, IPv4Address):
-        return _V4_MAPPED_PREFIX + address.packed
-    return address.packed
-
-
 def format_host_port(address: IPAddress | str, port: int) -> str:
     """Format `10.0.0.1:80`, `[fd00::1]:80` or `host:80`, as in a CONNECT authority."""
     if isinstance(address, IPv6Address):
